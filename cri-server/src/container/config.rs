@@ -1,0 +1,136 @@
+//! What a container was asked to be: right by type, kept in its record, returned byte for byte.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::sandbox::config::{Annotations, NamespaceMode};
+
+/// The CRI's name of a container attempt within its sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ContainerName {
+    /// Container name.
+    pub name: String,
+    /// Attempt, counted by the kubelet.
+    pub attempt: u32,
+}
+
+/// How mounts propagate (CRI `MountPropagation`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MountPropagation {
+    /// Neither way.
+    Private,
+    /// From the host to the container.
+    HostToContainer,
+    /// Both ways.
+    Bidirectional,
+}
+
+/// A volume: a path of the host in the container. Status echoes it unchanged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// As the container sees it.
+    pub container_path: String,
+    /// On the host, as sent. Never touched by the daemon.
+    pub host_path: String,
+    /// Read-only.
+    pub readonly: bool,
+    /// As sent.
+    pub selinux_relabel: bool,
+    /// See [`MountPropagation`].
+    pub propagation: MountPropagation,
+}
+
+/// Limits of cpu, memory and pids; 0 or none is unset.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Microseconds of a period.
+    pub cpu_period: i64,
+    /// Microseconds of cpu time in a period.
+    pub cpu_quota: i64,
+    /// Relative weight, v1 scale (2 to 262144).
+    pub cpu_shares: i64,
+    /// Bytes.
+    pub memory_limit: i64,
+    /// Bytes of memory and swap together.
+    pub memory_swap_limit: i64,
+    /// For the first process: -1000 to 1000.
+    pub oom_score_adj: i64,
+    /// CPUs, in list form.
+    pub cpuset_cpus: String,
+    /// Memory nodes, in list form.
+    pub cpuset_mems: String,
+}
+
+/// Capabilities asked for, upper case without `CAP_`; `ALL` stands for every one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CapabilityChange {
+    /// Added after `drop` was taken away.
+    pub add: Vec<String>,
+    /// Taken from the default set.
+    pub drop: Vec<String>,
+    /// Ambient.
+    pub add_ambient: Vec<String>,
+}
+
+/// Whom the container runs as; none of the first two: as the image says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunAs {
+    /// User id.
+    pub user: Option<u32>,
+    /// User name of the image, when no id was given.
+    pub username: Option<String>,
+    /// Primary group id; only with one of the above.
+    pub group: Option<u32>,
+    /// Further groups.
+    pub supplemental_groups: Vec<u32>,
+    /// Only the groups asked for (KEP-3619 `Strict`).
+    pub strict_groups: bool,
+}
+
+/// `ContainerConfig` after the door: every value checked, nothing in it that is not built.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerConfig {
+    /// Name and attempt.
+    pub name: ContainerName,
+    /// Image as asked for: a name, a digest or an id.
+    pub image: String,
+    /// What the pod's author wrote, for status only.
+    pub user_specified_image: String,
+    /// As sent; empty: the image's entrypoint.
+    pub command: Vec<String>,
+    /// As sent.
+    pub args: Vec<String>,
+    /// Empty: the image's.
+    pub working_dir: String,
+    /// Name and value; values are bytes (cri-api v0.37).
+    pub envs: Vec<(String, Vec<u8>)>,
+    /// Volumes.
+    pub mounts: Vec<Mount>,
+    /// As sent.
+    pub labels: Annotations,
+    /// As sent.
+    pub annotations: Annotations,
+    /// Relative to the sandbox's log directory; none: output is dropped.
+    pub log_path: Option<PathBuf>,
+    /// Limits.
+    pub resources: Resources,
+    /// Capabilities.
+    pub capabilities: CapabilityChange,
+    /// PID namespace.
+    pub pid: NamespaceMode,
+    /// Identity.
+    pub run_as: RunAs,
+    /// Everything allowed.
+    pub privileged: bool,
+    /// The root file system is read-only.
+    pub readonly_rootfs: bool,
+    /// See prctl(2) PR_SET_NO_NEW_PRIVS.
+    pub no_new_privs: bool,
+    /// Exactly these.
+    pub masked_paths: Vec<PathBuf>,
+    /// Exactly these.
+    pub readonly_paths: Vec<PathBuf>,
+    /// Signal number, when asked for; else the image's, else SIGTERM.
+    pub stop_signal: Option<i32>,
+}

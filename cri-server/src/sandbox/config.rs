@@ -1,0 +1,99 @@
+//! What a sandbox was asked to be: right by type, kept in its record, returned byte for byte.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Labels or annotations: opaque to Cove, returned as they came.
+pub type Annotations = BTreeMap<String, String>;
+
+/// The CRI's name of a pod attempt; with it a retry finds the sandbox of its first try.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SandboxName {
+    /// Pod name.
+    pub name: String,
+    /// Pod namespace.
+    pub namespace: String,
+    /// Pod uid.
+    pub uid: String,
+    /// Attempt, counted by the kubelet.
+    pub attempt: u32,
+}
+
+/// Whose namespace of a kind is used (CRI `NamespaceMode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NamespaceMode {
+    /// The pod's, shared by its containers.
+    Pod,
+    /// The container's own.
+    Container,
+    /// The host's.
+    Node,
+}
+
+/// Lines of /etc/resolv.conf.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dns {
+    /// `nameserver`.
+    pub servers: Vec<String>,
+    /// `search`.
+    pub searches: Vec<String>,
+    /// `options`.
+    pub options: Vec<String>,
+}
+
+/// Transport of a host port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+/// A port of the host that leads to the pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortMapping {
+    /// Transport.
+    pub protocol: Protocol,
+    /// In the pod.
+    pub container_port: u16,
+    /// On the host; never 0 (0 means none, and is dropped at the door).
+    pub host_port: u16,
+    /// Address of the host, or any.
+    pub host_ip: Option<std::net::IpAddr>,
+}
+
+/// `PodSandboxConfig` after the door: every value checked, nothing in it that is not built.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxConfig {
+    /// Name, namespace, uid, attempt.
+    pub name: SandboxName,
+    /// At most 64 bytes; empty only with the host's network.
+    pub hostname: String,
+    /// Absolute directory for container logs, or none.
+    pub log_directory: Option<PathBuf>,
+    /// None: a copy of the host's resolv.conf.
+    pub dns: Option<Dns>,
+    /// Host ports.
+    pub ports: Vec<PortMapping>,
+    /// As sent.
+    pub labels: Annotations,
+    /// As sent.
+    pub annotations: Annotations,
+    /// cgroupfs form, absolute; none: the default parent of this instance.
+    pub cgroup_parent: Option<PathBuf>,
+    /// Network: `Pod` or `Node`.
+    pub network: NamespaceMode,
+    /// PID: what the containers get unless they ask otherwise.
+    pub pid: NamespaceMode,
+    /// IPC: `Pod` or `Node`.
+    pub ipc: NamespaceMode,
+    /// Containers of this sandbox may be privileged.
+    pub privileged: bool,
+    /// Runtime handler as asked for; "" is the default one.
+    pub runtime_handler: String,
+}

@@ -1,0 +1,2 @@
+//! Sandboxes.
+pub(crate) mod config;

@@ -1,0 +1,2 @@
+//! Black-box tests over the CRI socket.
+#![forbid(unsafe_code)]

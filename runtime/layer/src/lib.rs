@@ -1,0 +1,2 @@
+//! Image layers: tar in, tree out.
+#![forbid(unsafe_code)]

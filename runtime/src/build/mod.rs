@@ -1,0 +1,78 @@
+//! The builder: a process, forked by the shim, that makes a container (`create`) or enters one (`join`) and becomes
+//! or clones the process that runs the user's program.
+//! STUB of the entry points; their owner replaces the bodies.
+
+pub mod report;
+pub mod request;
+
+use std::os::fd::OwnedFd;
+
+use cove_sys::SingleThreaded;
+
+/// What a builder was given. All descriptors but these are closed as its first act.
+#[derive(Debug)]
+pub struct Builder {
+    /// Proof that the fork's child may go on.
+    pub single: SingleThreaded,
+    /// Sealed memfd with a [`request::ContainerSpec`] (`create`) or a [`request::ProcessSpec`] (`join`).
+    pub spec: OwnedFd,
+    /// Where [`report::Report`]s go: a `SOCK_SEQPACKET` socket, close-on-exec.
+    pub report: OwnedFd,
+    /// Reads one byte when the process is in its cgroups; ends (EOF) when the shim gave up.
+    pub gate0: OwnedFd,
+    /// Reads one byte when the program may run; ends (EOF) when the shim gave up.
+    pub gate1: OwnedFd,
+    /// stdin, stdout, stderr of the program.
+    pub stdio: [OwnedFd; 3],
+    /// stdio is the end of a terminal.
+    pub terminal: bool,
+}
+
+/// The PID namespace of a container that is being made.
+#[derive(Debug)]
+pub enum PidEntry {
+    /// The builder is already its first process (cloned with CLONE_NEWPID).
+    First,
+    /// That of the pod's init, by its pidfd: entered with setns, the final process is cloned.
+    Enter(OwnedFd),
+    /// The host's: the final process is cloned all the same.
+    Host,
+}
+
+/// Makes a container and runs its program. Never returns: the last act is exec, or a report and `_exit`.
+pub fn create(builder: Builder, pid: PidEntry, holder: Option<OwnedFd>) -> ! {
+    let _ = (builder, pid, holder);
+    todo!()
+}
+
+/// Enters the container whose first process `target` is a pidfd of, and runs a program there. Never returns.
+pub fn join(builder: Builder, target: OwnedFd) -> ! {
+    let _ = (builder, target);
+    todo!()
+}
+
+/// What the process that makes the holder mount namespace was given.
+#[derive(Debug)]
+pub struct HolderRequest {
+    /// Proof that the fork's child may go on.
+    pub single: SingleThreaded,
+    /// As in [`Builder`].
+    pub gate0: OwnedFd,
+    /// A `SOCK_SEQPACKET` socket: [`report::Report::Ready`] once the holder exists, then the process waits for
+    /// `gate1` so that the shim can open /proc/PID/ns/mnt.
+    pub report: OwnedFd,
+    /// See `report`.
+    pub gate1: OwnedFd,
+    /// Bytes of the pod's /dev/shm; 0: none.
+    pub shm_size: u64,
+    /// This process is pid 1 of the pod's PID namespace: mount its proc in the holder, and after gate 1 go on as the
+    /// confined init (empty read-only root, no descriptor, no capability, not dumpable, reaps for ever).
+    /// Else end after gate 1.
+    pub init: bool,
+}
+
+/// Makes the holder mount namespace: a tmpfs root with /shm (tmpfs) and, for an init, /proc, and nothing of the host.
+pub fn holder(request: HolderRequest) -> ! {
+    let _ = request;
+    todo!()
+}

@@ -1,0 +1,18 @@
+//! Sandboxes, containers, rootfs and cgroups, made out of the kernel's namespaces, cgroups and overlayfs.
+//!
+//! Knows Linux and the OCI runtime spec; knows nothing of gRPC, tokio or Kubernetes. The daemon links the library
+//! (feature `lib`), the shim is its own binary (feature `shim`).
+#![forbid(unsafe_code)]
+
+pub mod build;
+#[cfg(feature = "lib")]
+pub mod cgroup;
+pub mod memfd;
+#[cfg(feature = "lib")]
+pub mod namespace;
+pub mod process;
+pub mod protocol;
+pub mod socket;
+#[cfg(feature = "lib")]
+pub mod spec;
+pub mod wire;
