@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(dead_code, reason = "skeleton")]
 
+mod config;
 mod container;
 mod error;
 mod image;

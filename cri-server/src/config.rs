@@ -1,0 +1,268 @@
+//! The configuration: one TOML file, every key with a default, right without any file.
+//!
+//! Read once, before a socket is opened. A key that nobody knows is refused with its line and the nearest key that
+//! exists (`check`). Nothing here touches the kernel; whether a path can be used is found out by who uses it.
+
+mod check;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub(crate) use check::ConfigError;
+
+/// Where the daemon looks when no `--config` is given; the file may be missing.
+pub(crate) const DEFAULT_FILE: &str = "/etc/cove/config.toml";
+
+/// Everything that an administrator can choose.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default = "Config::underived", deny_unknown_fields)]
+pub(crate) struct Config {
+    /// Prefixes the names of everything that this daemon makes in the kernel.
+    pub instance: String,
+    /// Records and images. Empty in the file: `/var/lib/INSTANCE`.
+    pub root: PathBuf,
+    /// What dies with the host. Empty in the file: `/run/INSTANCE`.
+    pub state: PathBuf,
+    /// Unix sockets to serve the CRI on. Empty in the file: `unix://STATE/cove.sock`.
+    pub listen: Vec<String>,
+    /// Who may use these sockets.
+    pub socket: Socket,
+    /// The shim's program. Empty: `cove-shim` beside the running binary.
+    pub shim: PathBuf,
+    /// Where network namespaces are pinned.
+    pub netns_dir: PathBuf,
+    /// Parent of pods that name none. Empty in the file: `/INSTANCE`.
+    pub cgroup_parent: PathBuf,
+    /// Who makes cgroups.
+    pub cgroup_driver: CgroupDriver,
+    /// Start although the mount namespace is not that of pid 1.
+    pub private_mounts: bool,
+    /// The image that status names for tools that ask which one is the sandbox's. Never pulled, never run.
+    pub sandbox_image: String,
+    /// The daemon's own log.
+    pub log: Log,
+    /// Pod network.
+    pub network: Network,
+    /// Images.
+    pub images: ImageOptions,
+    /// Runtime handlers by name; the one without a name is always there.
+    pub handlers: BTreeMap<String, Handler>,
+}
+
+/// Owner and mode of the CRI sockets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Socket {
+    /// Group that owns the sockets.
+    pub gid: u32,
+    /// Permission bits, in octal.
+    pub mode: String,
+}
+
+/// Who makes cgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum CgroupDriver {
+    /// The one that fits the host.
+    Auto,
+    /// This daemon writes to the cgroup file system.
+    Cgroupfs,
+    /// systemd makes a scope for each container.
+    Systemd,
+}
+
+/// The daemon's own log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Log {
+    /// A level, or directives of the form `target=level`, comma-separated.
+    pub level: String,
+    /// Form of a line.
+    pub format: LogFormat,
+}
+
+/// Form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Pod network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Network {
+    /// Which one.
+    pub mode: NetworkMode,
+    /// Pod ranges of the built-in network in CIDR form, at most one a family.
+    pub ranges: Vec<String>,
+}
+
+/// Which network pods are given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum NetworkMode {
+    /// None: only pods on the host's network can run, and the node says that its network is not ready.
+    None,
+    /// The built-in one: a veth pair a pod.
+    Builtin,
+}
+
+/// Images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ImageOptions {
+    /// Registries, as `host` or `host:port`, that are spoken to without TLS.
+    pub plain_http: Vec<String>,
+    /// Layers of one pull that are fetched and unpacked at the same time.
+    pub max_parallel_layers: usize,
+}
+
+/// What a runtime handler (RuntimeClass) sets for its pods.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Handler {
+    /// Bytes of a pod's /dev/shm.
+    pub shm_size: u64,
+    /// The writable layer is never synced to disk (overlay mount option `volatile`).
+    pub volatile: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let mut config = Self::underived();
+        config.derive();
+        config
+    }
+}
+
+impl Default for Socket {
+    fn default() -> Self {
+        Self { gid: 0, mode: "0660".to_owned() }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self { mode: NetworkMode::None, ranges: Vec::new() }
+    }
+}
+
+impl Default for ImageOptions {
+    fn default() -> Self {
+        Self { plain_http: Vec::new(), max_parallel_layers: 4 }
+    }
+}
+
+impl Default for Handler {
+    fn default() -> Self {
+        // 64 MiB is what every runtime gives (`shm_size` of the OCI runtimes' defaults).
+        Self { shm_size: 64 * 1024 * 1024, volatile: true }
+    }
+}
+
+impl Config {
+    /// Reads `file`, or the default place if none is named and it exists, or takes the defaults.
+    pub(crate) fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        let (path, required) = match file {
+            Some(path) => (path, true),
+            None => (Path::new(DEFAULT_FILE), false),
+        };
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, path),
+            Err(error) if !required && error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(source) => Err(ConfigError::Read { path: path.to_owned(), source }),
+        }
+    }
+
+    /// Reads the text of a configuration file; `path` is for messages.
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        check::parse(text, path)
+    }
+
+    /// The settings of a runtime handler; none if its name is not in the table.
+    pub(crate) fn handler(&self, name: &str) -> Option<&Handler> {
+        self.handlers.get(name)
+    }
+
+    /// The shim's program: as configured, else beside the running binary.
+    pub(crate) fn shim_program(&self) -> std::io::Result<PathBuf> {
+        if self.shim.as_os_str().is_empty() {
+            Ok(std::env::current_exe()?.with_file_name("cove-shim"))
+        } else {
+            Ok(self.shim.clone())
+        }
+    }
+
+    /// Paths of the sockets to serve on.
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = &Path> {
+        self.listen.iter().map(|address| Path::new(address.strip_prefix("unix://").unwrap_or(address)))
+    }
+
+    /// What a missing key means, with what follows from other keys still empty.
+    fn underived() -> Self {
+        Self {
+            instance: "cove".to_owned(),
+            root: PathBuf::new(),
+            state: PathBuf::new(),
+            listen: Vec::new(),
+            socket: Socket::default(),
+            shim: PathBuf::new(),
+            netns_dir: PathBuf::from("/run/netns"),
+            cgroup_parent: PathBuf::new(),
+            cgroup_driver: CgroupDriver::Auto,
+            private_mounts: false,
+            // kubeadm reads this from verbose Status and warns unless it knows the name.
+            sandbox_image: "registry.k8s.io/pause:3.10.1".to_owned(),
+            log: Log::default(),
+            network: Network::default(),
+            images: ImageOptions::default(),
+            handlers: BTreeMap::new(),
+        }
+    }
+
+    /// Fills what follows from other keys.
+    fn derive(&mut self) {
+        let fill = |path: &mut PathBuf, parent: &str, instance: &str| {
+            if path.as_os_str().is_empty() {
+                *path = Path::new(parent).join(instance);
+            }
+        };
+        fill(&mut self.root, "/var/lib", &self.instance);
+        fill(&mut self.state, "/run", &self.instance);
+        fill(&mut self.cgroup_parent, "/", &self.instance);
+        if self.listen.is_empty() {
+            self.listen.push(format!("unix://{}/cove.sock", self.state.display()));
+        }
+        self.handlers.entry(String::new()).or_default();
+    }
+}
+
+impl Network {
+    /// An address of a range, split into address and prefix length; none if it is not in CIDR form.
+    pub(crate) fn cidr(range: &str) -> Option<(IpAddr, u8)> {
+        let (address, length) = range.split_once('/')?;
+        let address: IpAddr = address.parse().ok()?;
+        let length: u8 = length.parse().ok()?;
+        (length <= if address.is_ipv4() { 32 } else { 128 }).then_some((address, length))
+    }
+}
+
+impl Socket {
+    /// The permission bits as a number; none if `mode` is not three or four octal digits.
+    pub(crate) fn bits(&self) -> Option<u32> {
+        u32::from_str_radix(&self.mode, 8).ok().filter(|bits| self.mode.len() <= 4 && *bits <= 0o777)
+    }
+}
