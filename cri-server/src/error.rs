@@ -145,6 +145,37 @@ pub enum Error {
         /// The kernel's answer.
         source: std::io::Error,
     },
+    /// The operation that this call joined failed; everyone who waited for it is told.
+    #[error(transparent)]
+    Joined(std::sync::Arc<Error>),
+    /// An operation was ended with the daemon, or by a fault of the daemon.
+    #[error("{operation} of {object} was ended before it was done")]
+    Interrupted {
+        /// The operation.
+        operation: &'static str,
+        /// What it worked on.
+        object: String,
+    },
+    /// Several things went wrong while the same thing was undone; each is worth knowing.
+    #[error("{first}; then {then}")]
+    Both {
+        /// What went wrong first, and decides the code.
+        first: Box<Error>,
+        /// What went wrong after it.
+        then: Box<Error>,
+    },
+    /// A record on disk is not what was written.
+    #[error(transparent)]
+    Record(#[from] crate::store::RecordError),
+    /// Control groups.
+    #[error(transparent)]
+    Cgroup(#[from] cove_runtime::cgroup::CgroupError),
+    /// The pod network.
+    #[error(transparent)]
+    Network(#[from] cove_netplugin::builtin::NetworkError),
+    /// Something that was asked for is not in this version's OCI spec.
+    #[error(transparent)]
+    Spec(#[from] cove_runtime::spec::SpecError),
     /// Images.
     #[error(transparent)]
     Image(#[from] crate::image::ImageError),
@@ -169,6 +200,22 @@ impl Error {
     /// A system call failed.
     pub fn system(doing: &'static str, object: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
         Self::System { doing, object: object.into(), source: source.into() }
+    }
+
+    /// Both failures; the first decides the code.
+    #[must_use]
+    pub fn then(self, then: Self) -> Self {
+        Self::Both { first: Box::new(self), then: Box::new(then) }
+    }
+
+    /// What the code of an answer depends on: the error below every step, join and pair.
+    pub fn cause(&self) -> &Self {
+        match self {
+            Self::Step { source, .. } => source.cause(),
+            Self::Joined(error) => error.cause(),
+            Self::Both { first, .. } => first.cause(),
+            other => other,
+        }
     }
 
     /// The same error as the failure of a step.

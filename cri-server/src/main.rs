@@ -5,7 +5,11 @@
 mod config;
 mod container;
 mod error;
+mod gate;
 mod image;
+mod node;
 mod sandbox;
+mod step;
+mod store;
 
 fn main() {}

@@ -1,2 +1,15 @@
-//! Containers.
+//! Containers: from Create to Remove.
+
 pub(crate) mod config;
+pub(crate) mod create;
+pub(crate) mod exec_sync;
+pub(crate) mod list;
+pub(crate) mod remove;
+pub(crate) mod start;
+pub(crate) mod state;
+pub(crate) mod status;
+pub(crate) mod stop;
+mod view;
+
+pub(crate) use state::{ContainerPhase, ExitReason, ResolvedUser};
+pub(crate) use view::ContainerView;
