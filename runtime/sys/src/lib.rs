@@ -5,11 +5,13 @@ mod clone;
 mod fds;
 mod mount;
 mod seccomp;
+mod signal;
 
 pub use clone::{CloneFlags, Forked, SingleThreaded, fork};
 pub use fds::{close_all_except, inherited};
 pub use mount::{MountAttr, mount_setattr};
 pub use seccomp::set_filter;
+pub use signal::{MAX_SIGNAL, default_signals, send_signal};
 
 use std::io;
 
