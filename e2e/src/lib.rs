@@ -1,2 +1,17 @@
-//! Black-box tests over the CRI socket.
+//! Black-box tests over the CRI socket, and the logic behind the scripts in `hack/`.
+//!
+//! Never depends on package `cove`: what is tested here is what a kubelet sees. Bindings are `k8s-cri`, not ours.
 #![forbid(unsafe_code)]
+
+pub mod client;
+pub mod crictl;
+pub mod daemon;
+pub mod image;
+pub mod leak;
+pub mod pod;
+pub mod registry;
+pub mod tree;
+pub mod wait;
+
+/// What a case or a step of a tool comes to. Any error fails it, with its text.
+pub type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;

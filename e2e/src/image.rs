@@ -1,0 +1,190 @@
+//! OCI images made from explicit entries, for tests and the demo.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::Outcome;
+
+/// A blob and its digest (`sha256:…`).
+#[derive(Debug, Clone)]
+pub struct Blob {
+    /// `sha256:` and 64 hex digits.
+    pub digest: String,
+    /// The content.
+    pub bytes: Vec<u8>,
+}
+
+impl Blob {
+    /// Names `bytes` by their digest.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self { digest: digest(&bytes), bytes }
+    }
+}
+
+/// `sha256:…` of `bytes`.
+pub fn digest(bytes: &[u8]) -> String {
+    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
+/// A tar archive that grows by entries. Names go in as they are: also hostile ones.
+#[derive(Default)]
+pub struct Layer(Vec<u8>);
+
+impl std::fmt::Debug for Layer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Layer({} bytes)", self.0.len())
+    }
+}
+
+impl Layer {
+    /// An empty layer.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn entry(mut self, kind: tar::EntryType, name: &str, link: &str, mode: u32, body: &[u8]) -> Self {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        // Written by hand: the crate refuses names such as `../x`, which are what the tests need.
+        let raw = header.as_mut_bytes();
+        raw[..name.len().min(100)].copy_from_slice(&name.as_bytes()[..name.len().min(100)]);
+        raw[157..157 + link.len().min(100)].copy_from_slice(&link.as_bytes()[..link.len().min(100)]);
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_700_000_000);
+        header.set_size(body.len() as u64);
+        header.set_cksum();
+        self.0.extend_from_slice(header.as_bytes());
+        self.0.extend_from_slice(body);
+        self.0.resize(self.0.len().next_multiple_of(512), 0);
+        self
+    }
+
+    /// A regular file.
+    #[must_use]
+    pub fn file(self, name: &str, mode: u32, body: impl AsRef<[u8]>) -> Self {
+        self.entry(tar::EntryType::Regular, name, "", mode, body.as_ref())
+    }
+
+    /// A directory.
+    #[must_use]
+    pub fn dir(self, name: &str, mode: u32) -> Self {
+        self.entry(tar::EntryType::Directory, name, "", mode, &[])
+    }
+
+    /// A symbolic link.
+    #[must_use]
+    pub fn symlink(self, name: &str, target: &str) -> Self {
+        self.entry(tar::EntryType::Symlink, name, target, 0o777, &[])
+    }
+
+    /// A hard link.
+    #[must_use]
+    pub fn hardlink(self, name: &str, target: &str) -> Self {
+        self.entry(tar::EntryType::Link, name, target, 0o644, &[])
+    }
+
+    /// A named pipe.
+    #[must_use]
+    pub fn fifo(self, name: &str, mode: u32) -> Self {
+        self.entry(tar::EntryType::Fifo, name, "", mode, &[])
+    }
+
+    /// The whole archive.
+    pub fn tar(mut self) -> Vec<u8> {
+        self.0.resize(self.0.len() + 1024, 0);
+        self.0
+    }
+}
+
+/// An image: blobs and the manifest that names them.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// Config and layers.
+    pub blobs: Vec<Blob>,
+    /// The manifest.
+    pub manifest: Blob,
+    /// Digest of the config: the id that a runtime gives the image.
+    pub id: String,
+}
+
+/// Builds an image of gzip layers. `config` is the `config` object of the OCI image config.
+pub fn build(layers: Vec<Layer>, config: Value) -> Outcome<Image> {
+    let mut blobs = Vec::new();
+    let mut diff_ids = Vec::new();
+    let mut descriptors = Vec::new();
+    for layer in layers {
+        let tar = layer.tar();
+        diff_ids.push(digest(&tar));
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+        gzip.write_all(&tar)?;
+        let blob = Blob::new(gzip.finish()?);
+        descriptors.push(descriptor("application/vnd.oci.image.layer.v1.tar+gzip", &blob));
+        blobs.push(blob);
+    }
+    let config = Blob::new(serde_json::to_vec(&json!({
+        "architecture": "amd64",
+        "os": "linux",
+        "config": config,
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+    }))?);
+    let manifest = Blob::new(serde_json::to_vec(&json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+        "layers": descriptors,
+    }))?);
+    let id = config.digest.clone();
+    blobs.push(config);
+    Ok(Image { blobs, manifest, id })
+}
+
+/// Media type of an OCI manifest.
+pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// A descriptor of `blob`.
+pub fn descriptor(media_type: &str, blob: &Blob) -> Value {
+    json!({"mediaType": media_type, "digest": blob.digest, "size": blob.bytes.len()})
+}
+
+/// The programs that the test images link to busybox.
+const PROGRAMS: &[&str] = &[
+    "sh", "sleep", "echo", "cat", "id", "ls", "touch", "wget", "httpd", "hostname", "true", "false", "kill", "ps",
+    "head", "dd", "grep", "mkdir", "mount", "umount", "stat", "env", "pwd", "nc", "ip", "ping", "seq", "wc", "yes",
+    "readlink", "tail", "test", "trap", "tr", "cut", "ln", "rm", "sha256sum", "date", "printf", "df", "mknod", "pgrep",
+    "top", "setsid", "nohup", "uname",
+];
+
+/// Debian's static busybox with links to its programs in /bin: the lowest layer of every test image.
+pub fn busybox() -> Outcome<Layer> {
+    let mut layer = Layer::new()
+        .dir("bin", 0o755)
+        .dir("tmp", 0o1777)
+        .dir("etc", 0o755)
+        .file("bin/busybox", 0o755, std::fs::read("/bin/busybox")?);
+    for program in PROGRAMS {
+        layer = layer.symlink(&format!("bin/{program}"), "busybox");
+    }
+    Ok(layer)
+}
+
+/// /etc/passwd and /etc/group with a named user in a further group.
+pub fn accounts() -> Layer {
+    Layer::new()
+        .file("etc/passwd", 0o644, "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:app:/home/app:/bin/sh\n")
+        .file("etc/group", 0o644, "root:x:0:\napp:x:1000:\nextra:x:50000:app\n")
+        .dir("home/app", 0o755)
+}
+
+/// Environment as a JSON list.
+pub fn env(pairs: &[(&str, &str)]) -> Value {
+    let sorted: BTreeMap<_, _> = pairs.iter().copied().collect();
+    Value::from(sorted.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>())
+}

@@ -1,0 +1,93 @@
+//! A real registry (Debian's docker-registry) on loopback, and what pushes images into it.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::image::{Image, MANIFEST};
+use crate::{Outcome, wait};
+
+/// How long the registry may take to answer for the first time.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// A registry that ends with this value, unless it is left running.
+#[derive(Debug)]
+pub struct Registry {
+    /// `127.0.0.1:PORT`.
+    pub host: String,
+    child: Option<Child>,
+}
+
+impl Registry {
+    /// Starts a registry that keeps its blobs below `directory`.
+    pub fn start(directory: &Path) -> Outcome<Self> {
+        // A free port by asking for one; another process could take it in between, and then the start fails loudly.
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let host = format!("127.0.0.1:{port}");
+        fs::create_dir_all(directory)?;
+        let config = directory.join("registry.yml");
+        fs::write(
+            &config,
+            format!(
+                "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
+                 storage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n\
+                 http: {{addr: '{host}'}}\n",
+                directory.join("blobs").display()
+            ),
+        )?;
+        let log = fs::File::create(directory.join("registry.log"))?;
+        let child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        let registry = Self { host, child: Some(child) };
+        let url = format!("http://{}/v2/", registry.host);
+        wait::until("the registry to answer", START_LIMIT, || Ok(ureq::get(&url).call().ok().map(drop)))?;
+        Ok(registry)
+    }
+
+    /// A registry that runs already.
+    pub fn at(host: &str) -> Self {
+        Self { host: host.to_owned(), child: None }
+    }
+
+    /// Leaves the process running and says its pid.
+    pub fn leave(mut self) -> Option<u32> {
+        self.child.take().map(|child| child.id())
+    }
+
+    /// Pushes an image under `name:tag` and returns its reference.
+    pub fn push(&self, name: &str, tag: &str, image: &Image) -> Outcome<String> {
+        for blob in &image.blobs {
+            let upload = ureq::post(format!("http://{}/v2/{name}/blobs/uploads/", self.host)).send_empty()?;
+            let location = upload
+                .headers()
+                .get("location")
+                .and_then(|value| value.to_str().ok())
+                .ok_or("the registry named no place for an upload")?;
+            let separator = if location.contains('?') { '&' } else { '?' };
+            ureq::put(format!("{location}{separator}digest={}", blob.digest))
+                .header("content-type", "application/octet-stream")
+                .send(&blob.bytes[..])?;
+        }
+        ureq::put(format!("http://{}/v2/{name}/manifests/{tag}", self.host))
+            .header("content-type", MANIFEST)
+            .send(&image.manifest.bytes[..])?;
+        Ok(format!("{}/{name}:{tag}", self.host))
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            // Both fail only when the process has ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
