@@ -156,19 +156,62 @@ pub fn descriptor(media_type: &str, blob: &Blob) -> Value {
 
 /// The programs that the test images link to busybox.
 const PROGRAMS: &[&str] = &[
-    "sh", "sleep", "echo", "cat", "id", "ls", "touch", "wget", "httpd", "hostname", "true", "false", "kill", "ps",
-    "head", "dd", "grep", "mkdir", "mount", "umount", "stat", "env", "pwd", "nc", "ip", "ping", "seq", "wc", "yes",
-    "readlink", "tail", "test", "trap", "tr", "cut", "ln", "rm", "sha256sum", "date", "printf", "df", "mknod", "pgrep",
-    "top", "setsid", "nohup", "uname",
+    "sh",
+    "sleep",
+    "echo",
+    "cat",
+    "id",
+    "ls",
+    "touch",
+    "wget",
+    "httpd",
+    "hostname",
+    "true",
+    "false",
+    "kill",
+    "ps",
+    "head",
+    "dd",
+    "grep",
+    "mkdir",
+    "mount",
+    "umount",
+    "stat",
+    "env",
+    "pwd",
+    "nc",
+    "ip",
+    "ping",
+    "seq",
+    "wc",
+    "yes",
+    "readlink",
+    "tail",
+    "test",
+    "trap",
+    "tr",
+    "cut",
+    "ln",
+    "rm",
+    "sha256sum",
+    "date",
+    "printf",
+    "df",
+    "mknod",
+    "pgrep",
+    "top",
+    "setsid",
+    "nohup",
+    "uname",
 ];
 
 /// Debian's static busybox with links to its programs in /bin: the lowest layer of every test image.
 pub fn busybox() -> Outcome<Layer> {
-    let mut layer = Layer::new()
-        .dir("bin", 0o755)
-        .dir("tmp", 0o1777)
-        .dir("etc", 0o755)
-        .file("bin/busybox", 0o755, std::fs::read("/bin/busybox")?);
+    let mut layer = Layer::new().dir("bin", 0o755).dir("tmp", 0o1777).dir("etc", 0o755).file(
+        "bin/busybox",
+        0o755,
+        std::fs::read("/bin/busybox")?,
+    );
     for program in PROGRAMS {
         layer = layer.symlink(&format!("bin/{program}"), "busybox");
     }

@@ -16,9 +16,25 @@ const SETTLE: Duration = Duration::from_secs(5);
 
 /// Sysctls that change by themselves.
 const VOLATILE: &[&str] = &[
-    "fs/dentry-state", "fs/file-nr", "fs/inode-nr", "fs/inode-state", "fs/aio-nr", "fs/quota", "kernel/random",
-    "kernel/ns_last_pid", "kernel/pty/nr", "kernel/perf_", "kernel/sched_", "kernel/tainted", "net/netfilter/nf_conntrack_count",
-    "net/ipv4/conf/", "net/ipv6/conf/", "net/ipv4/neigh/", "net/ipv6/neigh/", "net/mptcp", "vm/stat_refresh",
+    "fs/dentry-state",
+    "fs/file-nr",
+    "fs/inode-nr",
+    "fs/inode-state",
+    "fs/aio-nr",
+    "fs/quota",
+    "kernel/random",
+    "kernel/ns_last_pid",
+    "kernel/pty/nr",
+    "kernel/perf_",
+    "kernel/sched_",
+    "kernel/tainted",
+    "net/netfilter/nf_conntrack_count",
+    "net/ipv4/conf/",
+    "net/ipv6/conf/",
+    "net/ipv4/neigh/",
+    "net/ipv6/neigh/",
+    "net/mptcp",
+    "vm/stat_refresh",
 ];
 /// Links whose settings are looked at all the same.
 const EVERY_LINK: &[&str] = &["/conf/all/", "/conf/default/", "/conf/lo/"];
@@ -38,7 +54,9 @@ pub fn snapshot(roots: &[PathBuf]) -> Outcome<Found> {
     names("/run/netns", "netns", &mut found);
     names("/sys/class/net", "link", &mut found);
     if let Ok(rules) = Command::new("nft").args(["list", "ruleset"]).output() {
-        found.extend(String::from_utf8_lossy(&rules.stdout).lines().map(|line| format!("nft {}", line.trim())));
+        found.extend(
+            String::from_utf8_lossy(&rules.stdout).lines().map(|line| format!("nft {}", line.trim())),
+        );
     }
     for hierarchy in fs::read_dir("/sys/fs/cgroup")? {
         directories(&hierarchy?.path(), "cgroup", &mut found);
@@ -52,11 +70,21 @@ pub fn snapshot(roots: &[PathBuf]) -> Outcome<Found> {
 
 /// Waits until nothing is there that was not there before; says what is.
 pub fn check(before: &Found, roots: &[PathBuf]) -> Outcome {
+    check_where(before, roots, |_| true)
+}
+
+/// The same for the lines that count.
+pub fn check_where(before: &Found, roots: &[PathBuf], counts: impl Fn(&str) -> bool) -> Outcome {
     let mut left = Vec::new();
     wait::until("everything to be gone", SETTLE, || {
-        let now = snapshot(roots)?;
+        let now: Found = snapshot(roots)?.into_iter().filter(|line| counts(line)).collect();
         left = now.difference(before).map(|line| format!("+ {line}")).collect();
-        left.extend(before.difference(&now).filter(|line| !line.starts_with("process")).map(|line| format!("- {line}")));
+        left.extend(
+            before
+                .difference(&now)
+                .filter(|line| !line.starts_with("process"))
+                .map(|line| format!("- {line}")),
+        );
         Ok(left.is_empty().then_some(()))
     })
     .map_err(|error| format!("{error}; different from before:\n  {}", left.join("\n  ")).into())

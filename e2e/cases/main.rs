@@ -1,0 +1,51 @@
+//! The cases. Each starts a daemon of its own, and ends with the machine as it was.
+//!
+//! `COVE_ENDPOINT=/run/containerd/containerd.sock` runs them against a runtime that runs already, to tell a fault of a
+//! case from a fault of Cove; the checks of what is left behind are left out then.
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::large_futures,
+    reason = "requests with every field of a pod are large, and nobody counts here"
+)]
+#![allow(
+    clippy::cloned_ref_to_slice_refs,
+    reason = "the macro that compares takes references to whatever it is given"
+)]
+
+#[macro_use]
+mod world;
+
+mod bad_input;
+mod container;
+mod exec;
+mod hostile;
+mod image;
+mod lifecycle;
+mod network;
+mod restart;
+mod sandbox;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    // What is left behind is looked for on the whole machine, so cases run one after another.
+    arguments.test_threads = Some(1);
+    let mut trials: Vec<Trial> = Vec::new();
+    for (room, cases) in [
+        ("sandbox", sandbox::CASES),
+        ("container", container::CASES),
+        ("exec", exec::CASES),
+        ("image", image::CASES),
+        ("network", network::CASES),
+        ("lifecycle", lifecycle::CASES),
+        ("restart", restart::CASES),
+        ("bad_input", bad_input::CASES),
+        ("hostile", hostile::CASES),
+    ] {
+        trials.extend(cases.iter().map(|case| {
+            Trial::test(format!("{room}::{}", case.name), move || world::run(case).map_err(Into::into))
+        }));
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}

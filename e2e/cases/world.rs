@@ -1,0 +1,391 @@
+//! What a case is given: a daemon, a client, a registry with images, and the check that nothing is left.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use cove_e2e::client::{self, Cri};
+use cove_e2e::daemon::{self, Daemon, Place};
+use cove_e2e::image::{self, Layer};
+use cove_e2e::registry::Registry;
+use cove_e2e::{Outcome, leak, pod, wait};
+use k8s_cri::v1::*;
+use serde_json::json;
+use tempfile::TempDir;
+
+/// A case by name. The name says what must hold.
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) run: for<'a> fn(&'a mut World) -> Pin<Box<dyn Future<Output = Outcome> + 'a>>,
+}
+
+/// Lists async functions as cases under their own names.
+macro_rules! cases {
+    ($($name:ident),* $(,)?) => {
+        pub(crate) const CASES: &[$crate::world::Case] = &[$(
+            $crate::world::Case { name: stringify!($name), run: |world| Box::pin($name(world)) }
+        ),*];
+    };
+}
+
+/// How long a state may take to be reached.
+pub(crate) const SOON: Duration = Duration::from_secs(15);
+
+pub(crate) struct World {
+    pub(crate) cri: Cri,
+    pub(crate) daemon: Option<Daemon>,
+    pub(crate) place: Option<Place>,
+    pub(crate) registry: &'static Registry,
+    /// The busybox image: `host/e2e/busybox:1`.
+    pub(crate) image: String,
+    /// A directory of the case, for logs and volumes.
+    pub(crate) directory: PathBuf,
+    _keep: TempDir,
+}
+
+/// One registry for the whole run; its process ends with this one (`end_registry`).
+fn registry() -> Outcome<&'static Registry> {
+    static REGISTRY: OnceLock<(Registry, TempDir)> = OnceLock::new();
+    if REGISTRY.get().is_none() {
+        let directory = tempfile::Builder::new().prefix("cove-e2e-registry-").tempdir()?;
+        let registry = Registry::start(directory.path())?;
+        let busybox = image::build(
+            vec![image::busybox()?, image::accounts(), Layer::new().file("etc/motd", 0o644, "welcome\n")],
+            json!({"Env": ["PATH=/bin", "FROM_IMAGE=yes"], "Cmd": ["sh"], "WorkingDir": "/tmp"}),
+        )?;
+        registry.push("e2e/busybox", "1", &busybox)?;
+        // Nobody else sets it: cases run on one thread.
+        let _ = REGISTRY.set((registry, directory));
+    }
+    Ok(&REGISTRY.get().ok_or("no registry")?.0)
+}
+
+/// Runs one case in a world of its own.
+pub(crate) fn run(case: &Case) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())?;
+    runtime.block_on(run_async(case)).map_err(|error| error.to_string())
+}
+
+async fn run_async(case: &Case) -> Outcome {
+    let registry = registry()?;
+    let keep = tempfile::Builder::new().prefix("cove-e2e-").tempdir()?;
+    let directory = keep.path().to_owned();
+    let image = format!("{}/e2e/busybox:1", registry.host);
+    if let Some(endpoint) = std::env::var_os("COVE_ENDPOINT") {
+        let cri = client::connect(&PathBuf::from(endpoint)).await?;
+        let mut world = World { cri, daemon: None, place: None, registry, image, directory, _keep: keep };
+        world.pull(&world.image.clone()).await?;
+        return (case.run)(&mut world).await;
+    }
+    let place = Place {
+        instance: "e2e".into(),
+        root: directory.join("root"),
+        state: directory.join("state"),
+        range: "10.214.0.0/24".into(),
+        programs: daemon::programs(),
+    };
+    prepare_netns_directory()?;
+    let machine = leak::snapshot(&[])?;
+    let mut daemon = place.start()?;
+    let cri = daemon.connect().await?;
+    let roots = [place.root.clone(), place.state.clone()];
+    let mut world = World {
+        cri,
+        daemon: Some(daemon),
+        place: Some(place.clone()),
+        registry,
+        image,
+        directory,
+        _keep: keep,
+    };
+    let outcome = async {
+        world.pull(&world.image.clone()).await?;
+        let before = leak::snapshot(&roots)?;
+        (case.run)(&mut world).await?;
+        world.remove_everything().await?;
+        // A case may have restarted its daemon: a new pid is no leak.
+        let before = before.into_iter().filter(|line| !is_daemon(line)).collect();
+        check_but_daemon(&before, &roots)
+    }
+    .await;
+    let end = world.end().await;
+    let outcome = outcome.and(end).and_then(|()| leak::check(&machine, &[]));
+    outcome.map_err(|error| format!("{error}\n--- the daemon's log:\n{}", place.tail()).into())
+}
+
+fn is_daemon(line: &str) -> bool {
+    line.starts_with("process ") && line.ends_with("/cove")
+}
+
+fn check_but_daemon(before: &leak::Found, roots: &[PathBuf]) -> Outcome {
+    leak::check_where(before, roots, |line| !is_daemon(line))
+}
+
+/// `ip netns` makes /run/netns a mount point at its first use, as Cove does: both leave it so, and it is no leak.
+fn prepare_netns_directory() -> Outcome {
+    let name = format!("e2e-{}", std::process::id());
+    for verb in ["add", "del"] {
+        let output = std::process::Command::new("ip").args(["netns", verb, &name]).output()?;
+        if !output.status.success() {
+            return Err(format!("ip netns {verb}: {}", String::from_utf8_lossy(&output.stderr)).into());
+        }
+    }
+    Ok(())
+}
+
+impl World {
+    /// Pulls an image and returns its id.
+    pub(crate) async fn pull(&mut self, reference: &str) -> Outcome<String> {
+        let request = PullImageRequest {
+            image: Some(ImageSpec { image: reference.into(), ..Default::default() }),
+            ..Default::default()
+        };
+        Ok(self.cri.images.pull_image(request).await?.into_inner().image_ref)
+    }
+
+    /// The name of a pod of this case with a log directory.
+    pub(crate) fn pod(&self, name: &str) -> PodSandboxConfig {
+        PodSandboxConfig {
+            log_directory: self.directory.join("logs").join(name).to_string_lossy().into_owned(),
+            ..pod::sandbox(name)
+        }
+    }
+
+    pub(crate) async fn run_pod(&mut self, config: &PodSandboxConfig) -> Outcome<String> {
+        Ok(self.try_run_pod(config).await?)
+    }
+
+    pub(crate) async fn try_run_pod(&mut self, config: &PodSandboxConfig) -> Result<String, tonic::Status> {
+        let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        Ok(self.cri.runtime.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
+    }
+
+    pub(crate) async fn create(
+        &mut self,
+        sandbox: &str,
+        pod: &PodSandboxConfig,
+        config: &ContainerConfig,
+    ) -> Result<String, tonic::Status> {
+        let request = CreateContainerRequest {
+            pod_sandbox_id: sandbox.into(),
+            config: Some(config.clone()),
+            sandbox_config: Some(pod.clone()),
+        };
+        Ok(self.cri.runtime.create_container(request).await?.into_inner().container_id)
+    }
+
+    pub(crate) async fn start(&mut self, container: &str) -> Result<(), tonic::Status> {
+        let request = StartContainerRequest { container_id: container.into() };
+        self.cri.runtime.start_container(request).await.map(drop)
+    }
+
+    /// Creates and starts.
+    pub(crate) async fn launch(
+        &mut self,
+        sandbox: &str,
+        pod: &PodSandboxConfig,
+        config: &ContainerConfig,
+    ) -> Outcome<String> {
+        let id = self.create(sandbox, pod, config).await?;
+        self.start(&id).await?;
+        Ok(id)
+    }
+
+    /// A container of the busybox image that runs a shell script.
+    pub(crate) fn script(&self, name: &str, script: &str) -> ContainerConfig {
+        pod::container(name, &self.image, &["sh", "-c", script])
+    }
+
+    pub(crate) async fn status(&mut self, container: &str) -> Result<ContainerStatus, tonic::Status> {
+        let request = ContainerStatusRequest { container_id: container.into(), verbose: false };
+        let response = self.cri.runtime.container_status(request).await?.into_inner();
+        response.status.ok_or_else(|| tonic::Status::internal("a status without a status"))
+    }
+
+    pub(crate) async fn pod_status(&mut self, sandbox: &str) -> Result<PodSandboxStatus, tonic::Status> {
+        let request = PodSandboxStatusRequest { pod_sandbox_id: sandbox.into(), verbose: false };
+        let response = self.cri.runtime.pod_sandbox_status(request).await?.into_inner();
+        response.status.ok_or_else(|| tonic::Status::internal("a status without a status"))
+    }
+
+    /// Waits until a container has ended.
+    pub(crate) async fn exited(&mut self, container: &str) -> Outcome<ContainerStatus> {
+        let cri = self.cri.clone();
+        wait::until_async("the container to end", SOON, || {
+            let mut cri = cri.clone();
+            let request = ContainerStatusRequest { container_id: container.into(), verbose: false };
+            async move {
+                let status = cri.runtime.container_status(request).await?.into_inner().status;
+                Ok(status.filter(|status| status.state() == ContainerState::ContainerExited))
+            }
+        })
+        .await
+    }
+
+    /// Runs a script to its end and returns its log as (stream, text) with partial lines joined.
+    pub(crate) async fn output(
+        &mut self,
+        sandbox: &str,
+        pod: &PodSandboxConfig,
+        config: &ContainerConfig,
+    ) -> Outcome<(ContainerStatus, String)> {
+        let id = self.launch(sandbox, pod, config).await?;
+        let status = self.exited(&id).await?;
+        let text = log_text(&std::fs::read_to_string(&status.log_path)?)?;
+        Ok((status, text))
+    }
+
+    pub(crate) async fn exec(
+        &mut self,
+        container: &str,
+        cmd: &[&str],
+    ) -> Result<ExecSyncResponse, tonic::Status> {
+        self.exec_limited(container, cmd, 10).await
+    }
+
+    pub(crate) async fn exec_limited(
+        &mut self,
+        container: &str,
+        cmd: &[&str],
+        timeout: i64,
+    ) -> Result<ExecSyncResponse, tonic::Status> {
+        let cmd = cmd.iter().map(|word| (*word).to_owned()).collect();
+        let request = ExecSyncRequest { container_id: container.into(), cmd, timeout };
+        Ok(self.cri.runtime.exec_sync(request).await?.into_inner())
+    }
+
+    pub(crate) async fn stop(&mut self, container: &str, timeout: i64) -> Result<(), tonic::Status> {
+        let request = StopContainerRequest { container_id: container.into(), timeout };
+        self.cri.runtime.stop_container(request).await.map(drop)
+    }
+
+    pub(crate) async fn remove(&mut self, container: &str) -> Result<(), tonic::Status> {
+        let request = RemoveContainerRequest { container_id: container.into() };
+        self.cri.runtime.remove_container(request).await.map(drop)
+    }
+
+    pub(crate) async fn stop_pod(&mut self, sandbox: &str) -> Result<(), tonic::Status> {
+        let request = StopPodSandboxRequest { pod_sandbox_id: sandbox.into() };
+        self.cri.runtime.stop_pod_sandbox(request).await.map(drop)
+    }
+
+    pub(crate) async fn remove_pod(&mut self, sandbox: &str) -> Result<(), tonic::Status> {
+        let request = RemovePodSandboxRequest { pod_sandbox_id: sandbox.into() };
+        self.cri.runtime.remove_pod_sandbox(request).await.map(drop)
+    }
+
+    pub(crate) async fn pods(&mut self) -> Outcome<Vec<PodSandbox>> {
+        let request = ListPodSandboxRequest { filter: None };
+        Ok(self.cri.runtime.list_pod_sandbox(request).await?.into_inner().items)
+    }
+
+    pub(crate) async fn containers(&mut self) -> Outcome<Vec<Container>> {
+        let request = ListContainersRequest { filter: None };
+        Ok(self.cri.runtime.list_containers(request).await?.into_inner().containers)
+    }
+
+    /// Stops and removes every pod and every image but the common one.
+    async fn remove_everything(&mut self) -> Outcome {
+        for pod in self.pods().await? {
+            self.stop_pod(&pod.id).await?;
+            self.remove_pod(&pod.id).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the daemon as an administrator would, and starts another on the same roots.
+    pub(crate) async fn restart(&mut self, how: End) -> Outcome {
+        let daemon = self.daemon.take().ok_or("a case that restarts needs a daemon of its own")?;
+        match how {
+            End::Term => daemon.stop()?,
+            End::Kill => daemon.kill()?,
+        }
+        self.resume(&[]).await
+    }
+
+    /// Starts the daemon again after it has ended.
+    pub(crate) async fn resume(&mut self, env: &[(&str, &str)]) -> Outcome {
+        let place = self.place.clone().ok_or("a case that restarts needs a daemon of its own")?;
+        let mut daemon = place.start_with(env)?;
+        self.cri = daemon.connect().await?;
+        self.daemon = Some(daemon);
+        Ok(())
+    }
+
+    /// Takes down whatever the case left, so that the next one starts on a clean machine.
+    async fn end(&mut self) -> Outcome {
+        if self.daemon.is_some() {
+            let removed = self.remove_everything().await;
+            if let Some(daemon) = self.daemon.take() {
+                daemon.stop()?;
+            }
+            removed?;
+        }
+        Ok(())
+    }
+}
+
+/// An answer that must be a refusal.
+pub(crate) trait Refused {
+    fn refused(self) -> Outcome<tonic::Status>;
+}
+
+impl<T: std::fmt::Debug> Refused for Result<T, tonic::Status> {
+    fn refused(self) -> Outcome<tonic::Status> {
+        self.map_or_else(Ok, |answer| Err(format!("accepted, and should not be: {answer:?}").into()))
+    }
+}
+
+/// How a daemon is ended.
+#[derive(Clone, Copy)]
+pub(crate) enum End {
+    Term,
+    Kill,
+}
+
+/// The payload of a CRI log; checks the form of each line.
+pub(crate) fn log_text(log: &str) -> Outcome<String> {
+    let mut text = String::new();
+    for line in log.lines() {
+        let mut fields = line.splitn(4, ' ');
+        let (time, stream, tag) = (fields.next(), fields.next(), fields.next());
+        let (Some(time), Some("stdout" | "stderr"), Some(tag), Some(payload)) =
+            (time, stream, tag, fields.next())
+        else {
+            return Err(format!("not a CRI log line: {line:?}").into());
+        };
+        if time.len() < 30 || !time.contains('T') {
+            return Err(format!("not a time with nanoseconds: {time:?}").into());
+        }
+        text.push_str(payload);
+        if tag == "F" {
+            text.push('\n');
+        }
+    }
+    Ok(text)
+}
+
+/// Fails with the text unless the condition holds.
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)+) => {
+        if !$condition {
+            return Err(format!($($message)+).into());
+        }
+    };
+}
+
+/// Fails unless both are equal.
+macro_rules! ensure_eq {
+    ($left:expr, $right:expr) => {{
+        let (left, right) = (&$left, &$right);
+        if left != right {
+            return Err(format!("{} is {left:?}, not {right:?}", stringify!($left)).into());
+        }
+    }};
+}

@@ -1,0 +1,44 @@
+//! The real `crictl`, as a person at a terminal uses it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::Outcome;
+
+/// crictl against one endpoint.
+#[derive(Debug, Clone)]
+pub struct Crictl {
+    program: PathBuf,
+    endpoint: String,
+}
+
+impl Crictl {
+    /// crictl as `hack/deps` built it, for the socket at `socket`.
+    pub fn new(socket: &Path) -> Self {
+        let cache = std::env::var_os("COVE_CACHE").map_or_else(
+            || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache/cove"),
+            PathBuf::from,
+        );
+        Self { program: cache.join("bin/crictl"), endpoint: format!("unix://{}", socket.display()) }
+    }
+
+    /// The command line as a person would type it.
+    pub fn line(&self, args: &[&str]) -> String {
+        format!("{} -r {} {}", self.program.display(), self.endpoint, args.join(" "))
+    }
+
+    /// Runs it; its standard output without the last newline. Fails with what it said on standard error.
+    pub fn run(&self, args: &[&str]) -> Outcome<String> {
+        let output = Command::new(&self.program)
+            .args(["--config", "/dev/null", "-r", &self.endpoint, "-i", &self.endpoint])
+            .args(args)
+            .output()
+            .map_err(|error| format!("{}: {error} (hack/deps builds it)", self.program.display()))?;
+        if !output.status.success() {
+            return Err(
+                format!("crictl {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr)).into()
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+    }
+}
