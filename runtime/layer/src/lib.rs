@@ -1,2 +1,23 @@
 //! Image layers: tar in, tree out.
+//!
+//! [`unpack`] reads one layer as a stream (decompress, hash, parse) and writes it below a directory in the form that
+//! overlayfs stacks: whiteouts as 0:0 devices, opaque directories as an extended attribute. It trusts nothing in the
+//! layer: every name is resolved by openat2 inside the target, every number is checked before anything is made, every
+//! size has a limit in [`Limits`]. It knows no registry and no image, never syncs, and never makes a layer visible:
+//! that is for its caller, after it has compared [`Unpacked::diff_id`].
 #![forbid(unsafe_code)]
+
+mod compression;
+mod digest;
+mod error;
+mod limits;
+mod stream;
+mod tar;
+mod tree;
+mod unpack;
+
+pub use compression::Compression;
+pub use digest::{Algorithm, Digest, DigestError, Hasher, HashingReader};
+pub use error::{Fault, LayerError, Name};
+pub use limits::Limits;
+pub use unpack::{Unpacked, unpack};

@@ -83,7 +83,21 @@ impl Root {
     /// # Errors
     /// `ENOTDIR` when a part is not a directory; else as the kernel says.
     pub fn make_dirs(&self, path: &Path, mode: Mode) -> Result<OwnedFd, PathError> {
-        walk::make(self, path, mode, walk::Last::Directory)
+        walk::make(self, path, mode, walk::Last::Directory, &mut |_made| Ok(()))
+    }
+
+    /// As [`Root::make_dirs`], and calls `made` with the path (no symlinks in it) of each directory that was missing,
+    /// once it is there.
+    ///
+    /// # Errors
+    /// As [`Root::make_dirs`], and what `made` refuses.
+    pub fn make_dirs_noting<E: From<PathError>>(
+        &self,
+        path: &Path,
+        mode: Mode,
+        made: &mut dyn FnMut(&Path) -> Result<(), E>,
+    ) -> Result<OwnedFd, E> {
+        walk::make(self, path, mode, walk::Last::Directory, made)
     }
 
     /// Gives what `path` names (never a symlink) as `O_PATH`, or makes an empty regular file there, with its missing
@@ -92,7 +106,7 @@ impl Root {
     /// # Errors
     /// As [`Root::make_dirs`].
     pub fn make_file(&self, path: &Path, mode: Mode) -> Result<OwnedFd, PathError> {
-        walk::make(self, path, mode, walk::Last::File)
+        walk::make(self, path, mode, walk::Last::File, &mut |_made| Ok(()))
     }
 
     /// Reads a regular file of a hostile tree (an image's `/etc/passwd`), or `None` when nothing has that name. A

@@ -34,7 +34,7 @@ pub(crate) enum Last {
 /// Parents of a file that had to be made.
 const PARENT_MODE: Mode = Mode::from_raw_mode(0o755);
 
-struct Walk<'a> {
+struct Walk<'a, E> {
     root: &'a Root,
     asked: &'a Path,
     mode: Mode,
@@ -44,9 +44,17 @@ struct Walk<'a> {
     todo: VecDeque<OsString>,
     links: usize,
     changes: usize,
+    /// Called with each directory that was made.
+    made: &'a mut dyn FnMut(&Path) -> Result<(), E>,
 }
 
-pub(crate) fn make(root: &Root, path: &Path, mode: Mode, last: Last) -> Result<OwnedFd, PathError> {
+pub(crate) fn make<E: From<PathError>>(
+    root: &Root,
+    path: &Path,
+    mode: Mode,
+    last: Last,
+    made: &mut dyn FnMut(&Path) -> Result<(), E>,
+) -> Result<OwnedFd, E> {
     let mut flags = OFlags::PATH;
     if last == Last::Directory {
         flags |= OFlags::DIRECTORY;
@@ -55,7 +63,7 @@ pub(crate) fn make(root: &Root, path: &Path, mode: Mode, last: Last) -> Result<O
     match root.resolve(path, flags) {
         Ok(fd) => return Ok(fd),
         Err(error) if matches!(error.errno(), Some(Errno::NOENT | Errno::NOTDIR)) => {}
-        Err(error) => return Err(error),
+        Err(error) => return Err(error.into()),
     }
     let mut walk = Walk {
         root,
@@ -66,13 +74,14 @@ pub(crate) fn make(root: &Root, path: &Path, mode: Mode, last: Last) -> Result<O
         todo: VecDeque::new(),
         links: 0,
         changes: 0,
+        made,
     };
     walk.push_front(path);
     walk.run()
 }
 
-impl Walk<'_> {
-    fn run(&mut self) -> Result<OwnedFd, PathError> {
+impl<E: From<PathError>> Walk<'_, E> {
+    fn run(&mut self) -> Result<OwnedFd, E> {
         let mut here = self.root.resolve(Path::new("/"), OFlags::PATH | OFlags::DIRECTORY)?;
         while let Some(name) = self.todo.pop_front() {
             if name == ".." {
@@ -88,25 +97,25 @@ impl Walk<'_> {
     }
 
     /// Goes into `name`, makes it, or follows it. `None`: look again from `here`.
-    fn step(&mut self, here: &OwnedFd, name: &OsString) -> Result<Option<OwnedFd>, PathError> {
+    fn step(&mut self, here: &OwnedFd, name: &OsString) -> Result<Option<OwnedFd>, E> {
         let found =
             resolve::open(here, Path::new(name), OFlags::PATH | OFlags::NOFOLLOW, Mode::empty(), IN_ROOT);
         match found {
             Ok(fd) => match self.kind(&fd)? {
-                FileType::Symlink => self.follow(&fd).map(Some),
+                FileType::Symlink => Ok(Some(self.follow(&fd)?)),
                 FileType::Directory => {
                     self.done.push(name);
                     Ok(Some(fd))
                 }
                 _ if self.todo.is_empty() && self.last == Last::File => Ok(Some(fd)),
-                _ => Err(self.failed("make directory", name)(Errno::NOTDIR)),
+                _ => Err(self.failed("make directory", name, Errno::NOTDIR).into()),
             },
             Err(Errno::NOENT) => {
                 self.create(here, name)?;
                 self.todo.push_front(name.clone());
                 Ok(None)
             }
-            Err(errno) => Err(self.failed("open", name)(errno)),
+            Err(errno) => Err(self.failed("open", name, errno).into()),
         }
     }
 
@@ -126,12 +135,13 @@ impl Walk<'_> {
     }
 
     /// Makes the missing part. Somebody else making it first is as good.
-    fn create(&mut self, here: &OwnedFd, name: &OsString) -> Result<(), PathError> {
+    fn create(&mut self, here: &OwnedFd, name: &OsString) -> Result<(), E> {
         self.changes += 1;
         if self.changes > CHANGES.max(self.asked.as_os_str().len()) {
-            return Err(PathError::Unstable { path: self.asked.to_owned() });
+            return Err(PathError::Unstable { path: self.asked.to_owned() }.into());
         }
         let last = self.todo.is_empty();
+        let directory = !last || self.last == Last::Directory;
         let made = match (last, self.last) {
             (true, Last::File) => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
@@ -141,8 +151,9 @@ impl Walk<'_> {
             (false, Last::File) => mkdirat(here.as_fd(), name, PARENT_MODE),
         };
         match made {
+            Ok(()) if directory => (self.made)(&self.done.join(name)),
             Ok(()) | Err(Errno::EXIST) => Ok(()),
-            Err(errno) => Err(self.failed("make", name)(errno)),
+            Err(errno) => Err(self.failed("make", name, errno).into()),
         }
     }
 
@@ -162,7 +173,7 @@ impl Walk<'_> {
         Ok(FileType::from_raw_mode(stat.st_mode))
     }
 
-    fn failed(&self, doing: &'static str, name: &OsString) -> impl FnOnce(Errno) -> PathError + use<> {
-        PathError::call(doing, &self.done.join(name))
+    fn failed(&self, doing: &'static str, name: &OsString, errno: Errno) -> PathError {
+        PathError::call(doing, &self.done.join(name))(errno)
     }
 }
