@@ -212,6 +212,14 @@ fn wrong_network(network: &Network) -> Option<Wrong> {
 }
 
 fn wrong_limits(config: &Config) -> Option<Wrong> {
+    if tracing_subscriber::EnvFilter::try_new(&config.log.level).is_err() {
+        let level = config.log.level.clone();
+        return Some((
+            "log.level",
+            level,
+            "must be a level, or directives such as \"info,cove::image=debug\"",
+        ));
+    }
     if config.cgroup_driver == CgroupDriver::Systemd {
         return Some(("cgroup_driver", "systemd".to_owned(), "not built yet; use \"cgroupfs\" or \"auto\""));
     }
@@ -296,6 +304,7 @@ mod tests {
             ("[network]\nranges = [\"10.0.0.0/33\"]", "network.ranges"),
             ("[network]\nranges = [\"10.0.0.0/24\", \"10.1.0.0/24\"]", "network.ranges"),
             ("cgroup_driver = \"systemd\"", "cgroup_driver"),
+            ("[log]\nlevel = \"cove=loud\"", "log.level"),
             ("[images]\nmax_parallel_layers = 0", "images.max_parallel_layers"),
             ("[handlers.UP]\n", "handlers"),
         ];

@@ -1,0 +1,95 @@
+//! The ImageService of the CRI: each method is conversion, operation, conversion.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+use tracing::Span;
+
+use super::convert::image;
+use super::wire::image_service_server::ImageService;
+use super::wire::{
+    ImageFsInfoRequest, ImageFsInfoResponse, ImageStatusRequest, ImageStatusResponse, ListImagesRequest,
+    ListImagesResponse, PullImageRequest, PullImageResponse, RemoveImageRequest, RemoveImageResponse,
+    StreamImagesRequest, StreamImagesResponse,
+};
+use crate::error::Error;
+use crate::node::Node;
+
+/// Serves the images of a node.
+#[derive(Debug)]
+pub(super) struct ImageApi {
+    node: Arc<Node>,
+}
+
+impl ImageApi {
+    pub(super) fn new(node: Arc<Node>) -> Self {
+        Self { node }
+    }
+}
+
+#[tonic::async_trait]
+impl ImageService for ImageApi {
+    type StreamImagesStream = futures_util::stream::Empty<Result<StreamImagesResponse, Status>>;
+
+    async fn list_images(
+        &self,
+        request: Request<ListImagesRequest>,
+    ) -> Result<Response<ListImagesResponse>, Status> {
+        let filter = image::filter(request.into_inner().filter);
+        let images = self.node.images.list(filter.as_deref());
+        Ok(Response::new(ListImagesResponse { images: images.iter().map(|one| image::image(one)).collect() }))
+    }
+
+    async fn image_status(
+        &self,
+        request: Request<ImageStatusRequest>,
+    ) -> Result<Response<ImageStatusResponse>, Status> {
+        let reference = image::reference(request.into_inner().image)?;
+        let found = self.node.images.status(&reference);
+        Ok(Response::new(ImageStatusResponse {
+            image: found.map(|found| image::image(&found)),
+            ..Default::default()
+        }))
+    }
+
+    async fn pull_image(
+        &self,
+        request: Request<PullImageRequest>,
+    ) -> Result<Response<PullImageResponse>, Status> {
+        let request = request.into_inner();
+        let reference = image::reference(request.image)?;
+        Span::current().record("image", &reference);
+        let auth = request.auth.map(image::auth);
+        let pulled = self.node.images.pull(&reference, auth).await.map_err(Error::from)?;
+        Ok(Response::new(PullImageResponse { image_ref: pulled.id.clone() }))
+    }
+
+    async fn remove_image(
+        &self,
+        request: Request<RemoveImageRequest>,
+    ) -> Result<Response<RemoveImageResponse>, Status> {
+        let reference = image::reference(request.into_inner().image)?;
+        Span::current().record("image", &reference);
+        self.node.images.remove(&reference).await.map_err(Error::from)?;
+        Ok(Response::new(RemoveImageResponse {}))
+    }
+
+    async fn image_fs_info(
+        &self,
+        _: Request<ImageFsInfoRequest>,
+    ) -> Result<Response<ImageFsInfoResponse>, Status> {
+        // Writable layers lie on the same disk as the images.
+        let usage = vec![image::fs_info(&self.node.images.fs_info())];
+        Ok(Response::new(ImageFsInfoResponse {
+            image_filesystems: usage.clone(),
+            container_filesystems: usage,
+        }))
+    }
+
+    async fn stream_images(
+        &self,
+        _: Request<StreamImagesRequest>,
+    ) -> Result<Response<Self::StreamImagesStream>, Status> {
+        Err(Error::Unimplemented("StreamImages").into())
+    }
+}

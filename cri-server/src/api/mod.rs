@@ -1,0 +1,37 @@
+//! Where wire types are born and die: nothing outside this room knows gRPC.
+//!
+//! A call passes `layer` (span, time, gate, panics), one of the two services (a few lines a method) and `convert`, which
+//! refuses all that can be refused. What comes back is an `Error` until `code` gives it its gRPC code.
+
+mod code;
+mod convert;
+mod image_service;
+mod layer;
+mod listen;
+mod node_status;
+mod runtime_service;
+mod server;
+
+pub(crate) use listen::bind;
+pub(crate) use server::serve;
+
+/// The CRI's messages and service traits, generated from `proto/api.proto`.
+mod wire {
+    #![allow(
+        clippy::all,
+        clippy::pedantic,
+        clippy::allow_attributes_without_reason,
+        clippy::too_many_lines,
+        dead_code,
+        missing_docs,
+        reason = "generated from proto/api.proto"
+    )]
+    tonic::include_proto!("runtime.v1");
+
+    /// Never shows what it holds.
+    impl std::fmt::Debug for AuthConfig {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("AuthConfig(…)")
+        }
+    }
+}

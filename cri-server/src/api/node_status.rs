@@ -1,0 +1,137 @@
+//! What the node is and whether it can run pods: Version, Status, RuntimeConfig. From what is known, without running
+//! or asking anything: a kubelet calls Status every five seconds and takes silence for a dead node.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::wire;
+use crate::config::{Config, NetworkMode};
+use crate::node::Node;
+
+/// Answers Version. A kubelet makes the prefix of every container id from the name: it never changes.
+pub(super) fn version() -> wire::VersionResponse {
+    wire::VersionResponse {
+        // The version of the kubelet's side of this call, the same since Kubernetes 1.5.
+        version: "0.1.0".to_owned(),
+        runtime_name: "cove".to_owned(),
+        runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+        runtime_api_version: "v1".to_owned(),
+    }
+}
+
+/// Answers Status.
+pub(super) fn status(node: &Node, verbose: bool) -> wire::StatusResponse {
+    let config = node.config.load();
+    wire::StatusResponse {
+        status: Some(wire::RuntimeStatus {
+            conditions: vec![runtime_ready(node.gate.is_open()), network_ready(&config)],
+        }),
+        info: if verbose { info(&config) } else { BTreeMap::new() },
+        runtime_handlers: config
+            .handlers
+            .keys()
+            .map(|name| wire::RuntimeHandler {
+                name: name.clone(),
+                features: Some(wire::RuntimeHandlerFeatures::default()),
+            })
+            .collect(),
+        features: Some(wire::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+    }
+}
+
+/// Answers RuntimeConfig.
+pub(super) fn runtime_config() -> wire::RuntimeConfigResponse {
+    wire::RuntimeConfigResponse {
+        // The only driver that the configuration accepts; zero would say systemd.
+        linux: Some(wire::LinuxRuntimeConfiguration { cgroup_driver: wire::CgroupDriver::Cgroupfs.into() }),
+    }
+}
+
+fn condition(kind: &str, wrong: Option<(&str, &str)>) -> wire::RuntimeCondition {
+    let (reason, message) = wrong.unwrap_or_default();
+    wire::RuntimeCondition {
+        r#type: kind.to_owned(),
+        status: wrong.is_none(),
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+    }
+}
+
+fn runtime_ready(recovered: bool) -> wire::RuntimeCondition {
+    let wrong = (!recovered).then_some(("Recovering", "the daemon is still reading its records"));
+    condition("RuntimeReady", wrong)
+}
+
+fn network_ready(config: &Config) -> wire::RuntimeCondition {
+    let wrong = match config.network.mode {
+        // `Node::open` does not return while the built-in network cannot be set up.
+        NetworkMode::Builtin => None,
+        NetworkMode::None => Some((
+            "NetworkPluginNotReady",
+            "no pod network is configured: set network.mode = \"builtin\" and network.ranges in the configuration",
+        )),
+    };
+    condition("NetworkReady", wrong)
+}
+
+/// `stateDir` is read by critest, `sandboxImage` by kubeadm.
+fn info(config: &Config) -> BTreeMap<String, String> {
+    let document = json!({
+        "instance": config.instance,
+        "rootDir": config.root,
+        "stateDir": config.state,
+        "listen": config.listen,
+        "sandboxImage": config.sandbox_image,
+        "cgroupParent": config.cgroup_parent,
+        "cgroupDriver": "cgroupfs",
+        "network": config.network,
+        "handlers": config.handlers,
+    });
+    BTreeMap::from([("config".to_owned(), document.to_string())])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn each_handler_is_told_and_one_has_no_name() {
+        let config = Config::parse("[handlers.big]\n", Path::new("test")).unwrap();
+        assert_eq!(config.handlers.keys().collect::<Vec<_>>(), ["", "big"]);
+    }
+
+    #[test]
+    fn a_missing_network_says_what_to_set() {
+        let condition = network_ready(&Config::default());
+        assert_eq!((condition.status, condition.reason.as_str()), (false, "NetworkPluginNotReady"));
+        assert!(condition.message.contains("network.mode"));
+        let text = "[network]\nmode = \"builtin\"\nranges = [\"10.9.0.0/24\"]";
+        assert!(network_ready(&Config::parse(text, Path::new("test")).unwrap()).status);
+        assert!(!runtime_ready(false).status && runtime_ready(true).status);
+    }
+
+    #[test]
+    fn every_part_of_the_version_is_filled() {
+        let version = version();
+        assert_eq!((version.version.as_str(), version.runtime_name.as_str()), ("0.1.0", "cove"));
+        assert_eq!(version.runtime_api_version, "v1");
+        assert_eq!(version.runtime_version.split('.').count(), 3);
+    }
+
+    #[test]
+    fn the_driver_is_said_in_so_many_words() {
+        let driver = runtime_config().linux.unwrap().cgroup_driver;
+        assert_eq!(driver, i32::from(wire::CgroupDriver::Cgroupfs));
+    }
+
+    #[test]
+    fn verbose_names_what_tools_read() {
+        let info = info(&Config::default());
+        let document: serde_json::Value = serde_json::from_str(&info["config"]).unwrap();
+        assert_eq!(document["stateDir"], "/run/cove");
+        assert!(document["sandboxImage"].as_str().unwrap().contains("pause"));
+    }
+}

@@ -1,0 +1,385 @@
+//! The RuntimeService of the CRI: each method is conversion, operation, conversion. Every call that is not built yet
+//! says so by its name.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+use tracing::Span;
+
+use super::convert::{self, field, filter, process, status, verbose};
+use super::node_status;
+use super::wire::runtime_service_server::RuntimeService;
+use super::wire::{
+    AttachRequest, AttachResponse, CheckpointContainerRequest, CheckpointContainerResponse,
+    CheckpointPodRequest, CheckpointPodResponse, ContainerEventResponse, ContainerStatsRequest,
+    ContainerStatsResponse, ContainerStatusRequest, ContainerStatusResponse, CreateContainerRequest,
+    CreateContainerResponse, ExecRequest, ExecResponse, ExecSyncRequest, ExecSyncResponse, GetEventsRequest,
+    ListContainerStatsRequest, ListContainerStatsResponse, ListContainersRequest, ListContainersResponse,
+    ListMetricDescriptorsRequest, ListMetricDescriptorsResponse, ListPodSandboxMetricsRequest,
+    ListPodSandboxMetricsResponse, ListPodSandboxRequest, ListPodSandboxResponse, ListPodSandboxStatsRequest,
+    ListPodSandboxStatsResponse, PodSandboxStatsRequest, PodSandboxStatsResponse, PodSandboxStatusRequest,
+    PodSandboxStatusResponse, PortForwardRequest, PortForwardResponse, RemoveContainerRequest,
+    RemoveContainerResponse, RemovePodSandboxRequest, RemovePodSandboxResponse, ReopenContainerLogRequest,
+    ReopenContainerLogResponse, RestorePodRequest, RestorePodResponse, RunPodSandboxRequest,
+    RunPodSandboxResponse, RuntimeConfigRequest, RuntimeConfigResponse, StartContainerRequest,
+    StartContainerResponse, StatusRequest, StatusResponse, StopContainerRequest, StopContainerResponse,
+    StopPodSandboxRequest, StopPodSandboxResponse, StreamContainerStatsRequest, StreamContainerStatsResponse,
+    StreamContainersRequest, StreamContainersResponse, StreamPodSandboxMetricsRequest,
+    StreamPodSandboxMetricsResponse, StreamPodSandboxStatsRequest, StreamPodSandboxStatsResponse,
+    StreamPodSandboxesRequest, StreamPodSandboxesResponse, UpdateContainerResourcesRequest,
+    UpdateContainerResourcesResponse, UpdatePodSandboxResourcesRequest, UpdatePodSandboxResourcesResponse,
+    UpdateRuntimeConfigRequest, UpdateRuntimeConfigResponse, VersionRequest, VersionResponse,
+};
+use crate::container::{self, ContainerView};
+use crate::error::Error;
+use crate::node::Node;
+use crate::sandbox;
+
+/// Serves the pods and containers of a node.
+#[derive(Debug)]
+pub(super) struct RuntimeApi {
+    node: Arc<Node>,
+}
+
+impl RuntimeApi {
+    pub(super) fn new(node: Arc<Node>) -> Self {
+        Self { node }
+    }
+}
+
+/// The stream of a call that is not built: there is never one.
+type Unserved<T> = futures_util::stream::Empty<Result<T, Status>>;
+
+fn unserved<T>(method: &'static str) -> Result<Response<T>, Status> {
+    Err(Error::Unimplemented(method).into())
+}
+
+/// The sandbox that a call is about, noted in its span.
+fn sandbox_id(id: String) -> Result<String, Error> {
+    let id = field::id("pod_sandbox_id", id)?;
+    Span::current().record("sandbox", shown(&id));
+    Ok(id)
+}
+
+/// The container that a call is about, noted in its span.
+fn container_id(id: String) -> Result<String, Error> {
+    let id = field::id("container_id", id)?;
+    Span::current().record("container", shown(&id));
+    Ok(id)
+}
+
+/// As much of it as an id has digits.
+fn shown(id: &str) -> &str {
+    &id[..id.floor_char_boundary(64)]
+}
+
+async fn container_info(view: &Arc<ContainerView>) -> BTreeMap<String, String> {
+    let view = Arc::clone(view);
+    let read = move || verbose::info(&verbose::container(&view, &verbose::read_spec(&view.bundle)));
+    // Only a panic of `read` can fail it; the status itself is worth more than its annex.
+    tokio::task::spawn_blocking(read).await.unwrap_or_default()
+}
+
+#[tonic::async_trait]
+impl RuntimeService for RuntimeApi {
+    type StreamPodSandboxesStream = Unserved<StreamPodSandboxesResponse>;
+    type StreamContainersStream = Unserved<StreamContainersResponse>;
+    type StreamContainerStatsStream = Unserved<StreamContainerStatsResponse>;
+    type StreamPodSandboxStatsStream = Unserved<StreamPodSandboxStatsResponse>;
+    type GetContainerEventsStream = Unserved<ContainerEventResponse>;
+    type StreamPodSandboxMetricsStream = Unserved<StreamPodSandboxMetricsResponse>;
+
+    async fn version(&self, _: Request<VersionRequest>) -> Result<Response<VersionResponse>, Status> {
+        Ok(Response::new(node_status::version()))
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<RunPodSandboxRequest>,
+    ) -> Result<Response<RunPodSandboxResponse>, Status> {
+        let config = convert::sandbox::config(request.into_inner(), &self.node.config.load())?;
+        let pod_sandbox_id = sandbox::run::run(&self.node, config).await?;
+        Span::current().record("sandbox", &pod_sandbox_id);
+        Ok(Response::new(RunPodSandboxResponse { pod_sandbox_id }))
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<StopPodSandboxRequest>,
+    ) -> Result<Response<StopPodSandboxResponse>, Status> {
+        let id = sandbox_id(request.into_inner().pod_sandbox_id)?;
+        sandbox::stop::stop(&self.node, &id).await?;
+        Ok(Response::new(StopPodSandboxResponse {}))
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<RemovePodSandboxRequest>,
+    ) -> Result<Response<RemovePodSandboxResponse>, Status> {
+        let id = sandbox_id(request.into_inner().pod_sandbox_id)?;
+        sandbox::remove::remove(&self.node, &id).await?;
+        Ok(Response::new(RemovePodSandboxResponse {}))
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<PodSandboxStatusRequest>,
+    ) -> Result<Response<PodSandboxStatusResponse>, Status> {
+        let request = request.into_inner();
+        let id = sandbox_id(request.pod_sandbox_id)?;
+        let view = sandbox::status::status(&self.node, &id)?;
+        let info = if request.verbose { verbose::info(&verbose::sandbox(&view)) } else { BTreeMap::new() };
+        let status = Some(status::sandbox(&view));
+        Ok(Response::new(PodSandboxStatusResponse { status, info, ..Default::default() }))
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<ListPodSandboxRequest>,
+    ) -> Result<Response<ListPodSandboxResponse>, Status> {
+        let filter = filter::sandboxes(request.into_inner().filter)?;
+        let views = sandbox::list::list(&self.node, &filter);
+        let items = views.iter().map(|view| status::sandbox_item(view)).collect();
+        Ok(Response::new(ListPodSandboxResponse { items }))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<CreateContainerRequest>,
+    ) -> Result<Response<CreateContainerResponse>, Status> {
+        let request = request.into_inner();
+        let id = sandbox_id(request.pod_sandbox_id)?;
+        let sandbox = sandbox::status::status(&self.node, &id)?;
+        let config = convert::container::config(request.config, &sandbox.config)?;
+        let container_id = container::create::create(&self.node, &sandbox.id, config).await?;
+        Span::current().record("container", &container_id);
+        Ok(Response::new(CreateContainerResponse { container_id }))
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<StartContainerRequest>,
+    ) -> Result<Response<StartContainerResponse>, Status> {
+        let id = container_id(request.into_inner().container_id)?;
+        container::start::start(&self.node, &id).await?;
+        Ok(Response::new(StartContainerResponse {}))
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<StopContainerRequest>,
+    ) -> Result<Response<StopContainerResponse>, Status> {
+        let request = request.into_inner();
+        let id = container_id(request.container_id)?;
+        let grace = process::seconds("timeout", request.timeout)?;
+        container::stop::stop(&self.node, &id, grace).await?;
+        Ok(Response::new(StopContainerResponse {}))
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<RemoveContainerRequest>,
+    ) -> Result<Response<RemoveContainerResponse>, Status> {
+        let id = container_id(request.into_inner().container_id)?;
+        container::remove::remove(&self.node, &id).await?;
+        Ok(Response::new(RemoveContainerResponse {}))
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<ListContainersRequest>,
+    ) -> Result<Response<ListContainersResponse>, Status> {
+        let filter = filter::containers(request.into_inner().filter)?;
+        let views = container::list::list(&self.node, &filter);
+        let containers = views.iter().map(|view| status::container_item(view)).collect();
+        Ok(Response::new(ListContainersResponse { containers }))
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<ContainerStatusRequest>,
+    ) -> Result<Response<ContainerStatusResponse>, Status> {
+        let request = request.into_inner();
+        let id = container_id(request.container_id)?;
+        let view = container::status::status(&self.node, &id)?;
+        let info = if request.verbose { container_info(&view).await } else { BTreeMap::new() };
+        let status = Some(status::container(&view));
+        Ok(Response::new(ContainerStatusResponse { status, info }))
+    }
+
+    async fn exec_sync(
+        &self,
+        request: Request<ExecSyncRequest>,
+    ) -> Result<Response<ExecSyncResponse>, Status> {
+        let exec = process::exec_sync(request.into_inner())?;
+        let id = container_id(exec.container)?;
+        let output = container::exec_sync::exec_sync(&self.node, &id, exec.cmd, exec.timeout).await?;
+        Ok(Response::new(ExecSyncResponse {
+            stdout: output.stdout,
+            stderr: output.stderr,
+            exit_code: output.code,
+        }))
+    }
+
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        Ok(Response::new(node_status::status(&self.node, request.into_inner().verbose)))
+    }
+
+    async fn runtime_config(
+        &self,
+        _: Request<RuntimeConfigRequest>,
+    ) -> Result<Response<RuntimeConfigResponse>, Status> {
+        Ok(Response::new(node_status::runtime_config()))
+    }
+
+    // Not built yet.
+
+    async fn stream_pod_sandboxes(
+        &self,
+        _: Request<StreamPodSandboxesRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
+        unserved("StreamPodSandboxes")
+    }
+
+    async fn stream_containers(
+        &self,
+        _: Request<StreamContainersRequest>,
+    ) -> Result<Response<Self::StreamContainersStream>, Status> {
+        unserved("StreamContainers")
+    }
+
+    async fn update_container_resources(
+        &self,
+        _: Request<UpdateContainerResourcesRequest>,
+    ) -> Result<Response<UpdateContainerResourcesResponse>, Status> {
+        unserved("UpdateContainerResources")
+    }
+
+    async fn reopen_container_log(
+        &self,
+        _: Request<ReopenContainerLogRequest>,
+    ) -> Result<Response<ReopenContainerLogResponse>, Status> {
+        unserved("ReopenContainerLog")
+    }
+
+    async fn exec(&self, _: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
+        unserved("Exec")
+    }
+
+    async fn attach(&self, _: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
+        unserved("Attach")
+    }
+
+    async fn port_forward(
+        &self,
+        _: Request<PortForwardRequest>,
+    ) -> Result<Response<PortForwardResponse>, Status> {
+        unserved("PortForward")
+    }
+
+    async fn container_stats(
+        &self,
+        _: Request<ContainerStatsRequest>,
+    ) -> Result<Response<ContainerStatsResponse>, Status> {
+        unserved("ContainerStats")
+    }
+
+    async fn list_container_stats(
+        &self,
+        _: Request<ListContainerStatsRequest>,
+    ) -> Result<Response<ListContainerStatsResponse>, Status> {
+        unserved("ListContainerStats")
+    }
+
+    async fn stream_container_stats(
+        &self,
+        _: Request<StreamContainerStatsRequest>,
+    ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
+        unserved("StreamContainerStats")
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        _: Request<PodSandboxStatsRequest>,
+    ) -> Result<Response<PodSandboxStatsResponse>, Status> {
+        unserved("PodSandboxStats")
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        _: Request<ListPodSandboxStatsRequest>,
+    ) -> Result<Response<ListPodSandboxStatsResponse>, Status> {
+        unserved("ListPodSandboxStats")
+    }
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _: Request<StreamPodSandboxStatsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
+        unserved("StreamPodSandboxStats")
+    }
+
+    async fn update_runtime_config(
+        &self,
+        _: Request<UpdateRuntimeConfigRequest>,
+    ) -> Result<Response<UpdateRuntimeConfigResponse>, Status> {
+        unserved("UpdateRuntimeConfig")
+    }
+
+    async fn checkpoint_container(
+        &self,
+        _: Request<CheckpointContainerRequest>,
+    ) -> Result<Response<CheckpointContainerResponse>, Status> {
+        unserved("CheckpointContainer")
+    }
+
+    async fn checkpoint_pod(
+        &self,
+        _: Request<CheckpointPodRequest>,
+    ) -> Result<Response<CheckpointPodResponse>, Status> {
+        unserved("CheckpointPod")
+    }
+
+    async fn restore_pod(
+        &self,
+        _: Request<RestorePodRequest>,
+    ) -> Result<Response<RestorePodResponse>, Status> {
+        unserved("RestorePod")
+    }
+
+    async fn get_container_events(
+        &self,
+        _: Request<GetEventsRequest>,
+    ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
+        unserved("GetContainerEvents")
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<ListMetricDescriptorsRequest>,
+    ) -> Result<Response<ListMetricDescriptorsResponse>, Status> {
+        unserved("ListMetricDescriptors")
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<ListPodSandboxMetricsRequest>,
+    ) -> Result<Response<ListPodSandboxMetricsResponse>, Status> {
+        unserved("ListPodSandboxMetrics")
+    }
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<StreamPodSandboxMetricsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
+        unserved("StreamPodSandboxMetrics")
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        _: Request<UpdatePodSandboxResourcesRequest>,
+    ) -> Result<Response<UpdatePodSandboxResourcesResponse>, Status> {
+        unserved("UpdatePodSandboxResources")
+    }
+}

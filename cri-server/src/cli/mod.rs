@@ -1,0 +1,61 @@
+//! The command line. Without a command `cove` is the daemon.
+
+mod config;
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+
+/// A Kubernetes container runtime. Without a command: the daemon, which serves the CRI.
+#[derive(Debug, Parser)]
+#[command(name = "cove", version)]
+pub(crate) struct Arguments {
+    /// Configuration file; without it /etc/cove/config.toml, if that exists, else the defaults
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// What `cove` does beside serving.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show the default configuration, or check a file
+    #[command(subcommand)]
+    Config(config::Action),
+}
+
+/// Reads the command line; wrong ones, `--help` and `--version` end the process.
+pub(crate) fn arguments() -> Arguments {
+    Arguments::parse()
+}
+
+/// Runs a command. `file` is the one of `--config`.
+pub(crate) fn run(command: &Command, file: Option<&Path>) -> Result<(), Box<dyn Error>> {
+    match command {
+        Command::Config(action) => config::run(action, file),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn no_command_is_the_daemon() {
+        let arguments = Arguments::try_parse_from(["cove", "--config", "/x.toml"]).unwrap();
+        assert!(arguments.command.is_none());
+        assert_eq!(arguments.config.as_deref(), Some(Path::new("/x.toml")));
+        assert!(Arguments::try_parse_from(["cove", "confg"]).is_err());
+        assert!(Arguments::try_parse_from(["cove", "config", "check", "/x.toml"]).is_ok());
+    }
+}
