@@ -13,6 +13,11 @@ use crate::{wire_enum, wire_struct};
 
 /// The version that a shim of this source speaks. A daemon speaks it and every earlier one.
 pub const PROTOCOL: u16 = 1;
+/// The build: package version, and the source revision where the build names it (hack/build).
+pub const BUILD: &str = match option_env!("COVE_BUILD") {
+    Some(build) => build,
+    None => env!("CARGO_PKG_VERSION"),
+};
 /// The largest frame, in bytes.
 pub const MAX_FRAME: usize = 16 * 1024;
 /// The most descriptors in one message.

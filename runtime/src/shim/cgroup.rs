@@ -1,0 +1,252 @@
+//! The control groups of one process, by the descriptors that the daemon passed: where it is placed, who else is
+//! there, and how all of them are killed. Makes and removes no group; knows no path.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::io::Errno;
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::reap::as_pid;
+use crate::protocol::CgroupPlace;
+
+/// How often one sweep looks again for processes forked while it killed.
+const ROUNDS: usize = 8;
+
+/// See the module's header.
+#[derive(Debug)]
+pub enum Cgroup {
+    /// Where the shim is.
+    None,
+    /// cgroup v2: the group's directory.
+    Unified(OwnedFd),
+    /// cgroup v1: `cgroup.procs` of each hierarchy, open for writing.
+    Split(Vec<OwnedFd>),
+}
+
+impl Cgroup {
+    /// Takes the descriptors that came with a request; refuses a place that does not fit them.
+    pub fn new(place: &CgroupPlace, mut fds: Vec<OwnedFd>) -> Option<Self> {
+        if fds.len() != usize::from(place.count) {
+            return None;
+        }
+        match (place.unified, fds.len()) {
+            (_, 0) => Some(Self::None),
+            (true, 1) => fds.pop().map(Self::Unified),
+            (true, _) => None,
+            (false, _) => Some(Self::Split(fds)),
+        }
+    }
+
+    /// For CLONE_INTO_CGROUP.
+    pub fn directory(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Unified(directory) => Some(directory.as_fd()),
+            Self::None | Self::Split(_) => None,
+        }
+    }
+
+    /// Moves a process into every hierarchy (v1). In v2 it was cloned there.
+    pub fn place(&self, pid: i32) -> io::Result<()> {
+        if let Self::Split(hierarchies) = self {
+            for procs in hierarchies {
+                rustix::io::write(procs, pid.to_string().as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The processes of the group, as the host numbers them; never the shim itself.
+    pub fn members(&self) -> io::Result<Vec<i32>> {
+        let procs = match self {
+            Self::None => return Ok(Vec::new()),
+            Self::Unified(directory) => {
+                openat(directory, "cgroup.procs", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?.into()
+            }
+            // Opened anew for each look: v1 answers later reads of an open file from a list up to a second old. One
+            // hierarchy is enough, a process is in the group of each.
+            Self::Split(hierarchies) => match hierarchies.first() {
+                Some(procs) => fs::File::open(format!("/proc/self/fd/{}", procs.as_raw_fd()))?,
+                None => return Ok(Vec::new()),
+            },
+        };
+        let own = std::process::id();
+        let members = io::read_to_string(procs)?
+            .lines()
+            .filter_map(|line| line.parse().ok())
+            // 0 stands for a process that our PID namespace does not show.
+            .filter(|pid| *pid > 0 && u32::try_from(*pid) != Ok(own))
+            .collect();
+        Ok(members)
+    }
+
+    /// Sends SIGKILL to every member, and to those that were forked meanwhile. They end on their own time: what is
+    /// left is seen by [`Cgroup::members`].
+    pub fn kill(&self) -> io::Result<()> {
+        if let Self::Unified(directory) = self {
+            let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+            match openat(directory, "cgroup.kill", flags, Mode::empty()) {
+                Ok(kill) => return rustix::io::write(kill, b"1").map(drop).map_err(Into::into),
+                // The root group has none.
+                Err(Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let mut killed = Vec::new();
+        for _ in 0..ROUNDS {
+            let new: Vec<i32> = self.members()?.into_iter().filter(|pid| !killed.contains(pid)).collect();
+            if new.is_empty() {
+                break;
+            }
+            for pid in new {
+                kill_if(pid, || true);
+                killed.push(pid);
+            }
+        }
+        Ok(())
+    }
+
+    /// The group of v2 in which `process` is, beneath this one. For an exec into a container that has made groups of
+    /// its own: the kernel refuses processes in a group that hands its controllers down (EBUSY).
+    pub fn beneath(&self, process: i32) -> io::Result<OwnedFd> {
+        let Self::Unified(directory) = self else {
+            return Err(Errno::INVAL.into());
+        };
+        let own = fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))?;
+        let of_process = fs::read_to_string(format!("/proc/{process}/cgroup"))?;
+        let of_process = of_process.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+        let below = below(&own, Path::new(of_process)).ok_or(Errno::XDEV)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(openat(directory, &below, flags, Mode::empty())?)
+    }
+}
+
+/// What of `group`, a path from the root of the hierarchy, lies below `own`, a path of the file system. Where the
+/// hierarchy is mounted is found by the longest end of `own` with which `group` begins.
+fn below(own: &Path, group: &Path) -> Option<PathBuf> {
+    let names = |path: &Path| -> Vec<Vec<u8>> {
+        path.components()
+            .filter(|part| matches!(part, Component::Normal(_)))
+            .map(|part| part.as_os_str().as_encoded_bytes().to_vec())
+            .collect()
+    };
+    let (own, group) = (names(own), names(group));
+    let shared = (1..=own.len().min(group.len())).rev().find(|n| own[own.len() - n..] == group[..*n])?;
+    use std::os::unix::ffi::OsStrExt;
+    let below: PathBuf = group[shared..].iter().map(|name| OsStr::from_bytes(name)).collect();
+    if below.as_os_str().is_empty() { None } else { Some(below) }
+}
+
+/// Kills a process that still fits once its pid cannot be anybody else's any more.
+fn kill_if(pid: i32, fits: impl FnOnce() -> bool) {
+    let Some(Ok(pidfd)) = as_pid(pid).map(|pid| pidfd_open(pid, PidfdFlags::empty())) else {
+        return; // It has ended: nothing is left to kill.
+    };
+    if fits()
+        && let Err(error) = pidfd_send_signal(&pidfd, Signal::KILL)
+        && error != Errno::SRCH
+    {
+        super::say(&format!("kill of {pid}: {error}"));
+    }
+}
+
+/// Kills an exec: `leader`, the processes of its session if it leads one, and all their descendants, as far as they
+/// are in `group`. `spare` (the container's first process) stays.
+pub fn kill_tree(group: &Cgroup, leader: i32, spare: i32) -> io::Result<()> {
+    let mut killed = vec![leader];
+    for _ in 0..ROUNDS {
+        let mut members: Vec<(i32, Kin)> = group
+            .members()?
+            .into_iter()
+            .filter(|pid| *pid != spare && !killed.contains(pid))
+            .filter_map(|pid| Some((pid, Kin::of(pid)?)))
+            .collect();
+        let before = killed.len();
+        // Children may stand before their parents in the list, so until nobody is added.
+        loop {
+            let (kin, others): (Vec<_>, Vec<_>) =
+                members.into_iter().partition(|(_, kin)| kin.belongs_to(leader, &killed));
+            if kin.is_empty() {
+                break;
+            }
+            for (pid, kin) in kin {
+                kill_if(pid, || Kin::of(pid) == Some(kin));
+                killed.push(pid);
+            }
+            members = others;
+        }
+        if killed.len() == before {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Fields of /proc/PID/stat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Kin {
+    parent: i32,
+    session: i32,
+}
+
+impl Kin {
+    /// `None`: it has ended.
+    fn of(pid: i32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+        let parent = fields.nth(1)?.parse().ok()?;
+        let session = fields.nth(1)?.parse().ok()?;
+        Some(Self { parent, session })
+    }
+
+    fn belongs_to(self, leader: i32, killed: &[i32]) -> bool {
+        self.session == leader || killed.contains(&self.parent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_group_below() {
+        for (own, group, expected) in [
+            ("/sys/fs/cgroup/kubepods/pod1/c", "/kubepods/pod1/c/init", Some("init")),
+            ("/sys/fs/cgroup/kubepods/pod1/c", "/kubepods/pod1/c/a/b", Some("a/b")),
+            ("/sys/fs/cgroup/kubepods/pod1/c", "/kubepods/pod1/c", None),
+            ("/sys/fs/cgroup/kubepods/pod1/c", "/kubepods/pod1/d/init", None),
+            ("/sys/fs/cgroup/kubepods/pod1/c", "/../elsewhere", None),
+        ] {
+            assert_eq!(below(Path::new(own), Path::new(group)), expected.map(PathBuf::from), "{group}");
+        }
+    }
+
+    #[test]
+    fn a_place_must_fit_its_descriptors() {
+        let fd = || fs::File::open("/").unwrap().into();
+        for (unified, count, fds, fits) in [
+            (true, 1, 1, true),
+            (true, 2, 2, false),
+            (true, 1, 0, false),
+            (false, 2, 2, true),
+            (false, 0, 0, true),
+            (false, 0, 1, false),
+        ] {
+            let fds: Vec<OwnedFd> = (0..fds).map(|_| fd()).collect();
+            assert_eq!(Cgroup::new(&CgroupPlace { unified, count }, fds).is_some(), fits);
+        }
+    }
+
+    #[test]
+    fn reads_who_is_who() {
+        let me = i32::try_from(std::process::id()).unwrap();
+        let kin = Kin::of(me).unwrap();
+        assert_eq!(kin.parent, i32::try_from(std::os::unix::process::parent_id()).unwrap());
+        assert!(kin.belongs_to(kin.session, &[]) && kin.belongs_to(-1, &[kin.parent]));
+        assert!(!kin.belongs_to(-1, &[me]));
+    }
+}

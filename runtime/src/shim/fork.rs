@@ -1,0 +1,186 @@
+//! Forks a builder and lets it through gate 0: the one place where the shim makes a process.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+
+use cove_sys::{CloneFlags, Forked, SingleThreaded};
+use nix::sys::signal::SigSet;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::cgroup::Cgroup;
+use super::failure;
+use super::spawn::{Child, Spawn};
+use crate::build::{self, Builder, HolderRequest, PidEntry};
+use crate::protocol::Failure;
+
+/// What is forked.
+#[derive(Debug)]
+pub enum Kind {
+    /// A container's first process.
+    Create {
+        /// Its PID namespace.
+        pid: PidEntry,
+        /// The pod's holder mount namespace.
+        holder: Option<OwnedFd>,
+    },
+    /// A further process in the container whose first process is behind this pidfd.
+    Join(OwnedFd),
+}
+
+/// What a builder gets from outside.
+#[derive(Debug)]
+pub struct Order {
+    /// Create or join.
+    pub kind: Kind,
+    /// The specification's memfd, which the shim never reads.
+    pub spec: OwnedFd,
+    /// stdin, stdout, stderr of the program.
+    pub stdio: [OwnedFd; 3],
+    /// They are the end of a terminal.
+    pub terminal: bool,
+}
+
+/// What the child becomes.
+#[derive(Debug)]
+enum Task {
+    Build(Order),
+    Hold { shm_size: u64, init: bool },
+}
+
+/// Ends of the builder's own sockets and pipes.
+struct Ends {
+    report: OwnedFd,
+    gate0: OwnedFd,
+    gate1: OwnedFd,
+}
+
+/// Forks the builder of a container or exec. `process`: whose group is taken where `cgroup` itself refuses.
+pub fn builder(
+    single: SingleThreaded,
+    order: Order,
+    cgroup: &Cgroup,
+    process: Option<i32>,
+) -> Result<Spawn, Failure> {
+    let first = matches!(order.kind, Kind::Create { pid: PidEntry::First, .. });
+    let flags = if first { CloneFlags::NEW_PID } else { CloneFlags::none() };
+    watch(single, flags, cgroup, process, Task::Build(order))
+}
+
+/// Forks the process that makes the holder mount namespace, and with `init` becomes the pod's init.
+pub fn holder(single: SingleThreaded, shm_size: u64, init: bool, cgroup: &Cgroup) -> Result<Spawn, Failure> {
+    let flags = if init { CloneFlags::NEW_PID } else { CloneFlags::none() };
+    watch(single, flags, cgroup, None, Task::Hold { shm_size, init })
+}
+
+impl Task {
+    /// The builder clones the process that runs the program, or becomes it.
+    fn clones(&self) -> bool {
+        match self {
+            Self::Build(order) => !matches!(order.kind, Kind::Create { pid: PidEntry::First, .. }),
+            Self::Hold { .. } => false,
+        }
+    }
+
+    /// In the child.
+    fn carry_out(self, single: SingleThreaded, ends: Ends) -> ! {
+        match self {
+            Self::Build(order) => order.carry_out(single, ends),
+            Self::Hold { shm_size, init } => {
+                let Ends { report, gate0, gate1 } = ends;
+                close_others(&[report.as_raw_fd(), gate0.as_raw_fd(), gate1.as_raw_fd()]);
+                build::holder(HolderRequest { single, gate0, report, gate1, shm_size, init })
+            }
+        }
+    }
+}
+
+impl Order {
+    /// In the child: keeps what was given, and becomes the builder.
+    fn carry_out(self, single: SingleThreaded, ends: Ends) -> ! {
+        let mut keep: Vec<RawFd> = self.stdio.iter().map(AsRawFd::as_raw_fd).collect();
+        keep.extend([&self.spec, &ends.report, &ends.gate0, &ends.gate1].map(AsRawFd::as_raw_fd));
+        match &self.kind {
+            Kind::Create { pid, holder } => {
+                keep.extend(holder.as_ref().map(AsRawFd::as_raw_fd));
+                if let PidEntry::Enter(init) = pid {
+                    keep.push(init.as_raw_fd());
+                }
+            }
+            Kind::Join(target) => keep.push(target.as_raw_fd()),
+        }
+        close_others(&keep);
+        let Ends { report, gate0, gate1 } = ends;
+        let Self { spec, stdio, terminal, kind } = self;
+        let builder = Builder { single, spec, report, gate0, gate1, stdio, terminal };
+        match kind {
+            Kind::Create { pid, holder } => build::create(builder, pid, holder),
+            Kind::Join(target) => build::join(builder, target),
+        }
+    }
+}
+
+/// The child's first act, before any volume is touched: close-on-exec does nothing for a process that waits at its
+/// gate (design.md section 2). What the shim's signals were set to goes too.
+fn close_others(keep: &[RawFd]) {
+    cove_sys::default_signals();
+    let unblocked = SigSet::empty().thread_set_mask();
+    if cove_sys::close_all_except(keep).is_err() || unblocked.is_err() {
+        // close_range(2) fails only by lack of memory for a larger table. A child that might leak must not go on.
+        std::process::abort();
+    }
+}
+
+fn watch(
+    single: SingleThreaded,
+    flags: CloneFlags,
+    cgroup: &Cgroup,
+    process: Option<i32>,
+    task: Task,
+) -> Result<Spawn, Failure> {
+    let pipes = || -> io::Result<_> {
+        let kind = SocketType::SEQPACKET;
+        let (report, builder_report) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+        rustix::io::ioctl_fionbio(&report, true)?;
+        let (builder_gate0, gate0) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (builder_gate1, gate1) = pipe_with(PipeFlags::CLOEXEC)?;
+        let ends = Ends { report: builder_report, gate0: builder_gate0, gate1: builder_gate1 };
+        Ok((ends, report, gate0, gate1))
+    };
+    let (ends, report, gate0, gate1) =
+        pipes().map_err(|error| failure::io("fork", "make the builder's pipes", &error))?;
+    let forked = fork(single, flags, cgroup, process)
+        .map_err(|error| failure::io("fork", "fork the builder into its cgroup", &error))?;
+    let builder = match forked {
+        Forked::Child(single) => task.carry_out(single, ends),
+        Forked::Parent { pid, pidfd } => Child { pid, pidfd },
+    };
+    let clones = task.clones();
+    drop((task, ends));
+    let pid = builder.pid;
+    let mut spawn = Spawn::new(builder, clones, report, gate1);
+    match cgroup.place(pid) {
+        // Refused only when the builder has gone, which the reaper tells.
+        Ok(()) => drop(rustix::io::write(&gate0, b"0")),
+        Err(error) => {
+            spawn.fail(failure::io("cgroup", "move the builder into the container's cgroups", &error));
+        }
+    }
+    Ok(spawn)
+}
+
+fn fork(
+    single: SingleThreaded,
+    flags: CloneFlags,
+    cgroup: &Cgroup,
+    process: Option<i32>,
+) -> io::Result<Forked> {
+    match (cove_sys::fork(single, flags, cgroup.directory()), process) {
+        (Err(error), Some(process)) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
+            let beneath = cgroup.beneath(process)?;
+            cove_sys::fork(single, flags, Some(beneath.as_fd()))
+        }
+        (forked, _) => forked,
+    }
+}
