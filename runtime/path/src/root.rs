@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, open, openat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat};
 use rustix::io::Errno;
 
 use crate::resolve::{self, IN_ROOT};
@@ -60,6 +60,19 @@ impl Root {
             return Err(PathError::call("open", path)(Errno::INVAL));
         }
         resolve::open(&self.fd, path, flags, Mode::empty(), IN_ROOT).map_err(PathError::call("open", path))
+    }
+
+    /// As [`Root::resolve`], but refuses a path with a symlink in it: for what only counts in its own place, such as
+    /// the directory that procfs is mounted on.
+    ///
+    /// # Errors
+    /// `ELOOP` for a symlink; else as [`Root::resolve`].
+    pub fn resolve_plain(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, PathError> {
+        if flags.intersects(OFlags::CREATE | OFlags::TRUNC | OFlags::TMPFILE.difference(OFlags::DIRECTORY)) {
+            return Err(PathError::call("open", path)(Errno::INVAL));
+        }
+        let how = IN_ROOT.union(ResolveFlags::NO_SYMLINKS);
+        resolve::open(&self.fd, path, flags, Mode::empty(), how).map_err(PathError::call("open", path))
     }
 
     /// Opens the directory that holds the last name of `path`, and gives that name. The name may be anything or
@@ -210,6 +223,17 @@ mod tests {
         symlink("a", temp.path().join("root/b")).unwrap();
         assert!(root.make_dirs(Path::new("a/x"), Mode::from(0o755)).is_err());
         assert_eq!(root.resolve(Path::new("a"), OFlags::PATH).unwrap_err().errno(), Some(Errno::LOOP));
+    }
+
+    #[test]
+    fn plain_means_no_symlink() {
+        let (temp, root) = planted();
+        symlink("etc", temp.path().join("root/proc")).unwrap();
+        for path in ["proc", "/proc/", "proc/.."] {
+            let error = root.resolve_plain(Path::new(path), OFlags::PATH).unwrap_err();
+            assert_eq!(error.errno(), Some(Errno::LOOP), "{path}");
+        }
+        assert!(root.resolve_plain(Path::new("/etc/../etc"), OFlags::PATH).is_ok());
     }
 
     #[test]

@@ -1,13 +1,35 @@
 //! The builder: a process, forked by the shim, that makes a container (`create`) or enters one (`join`) and becomes
 //! or clones the process that runs the user's program.
-//! STUB of the entry points; their owner replaces the bodies.
+//!
+//! Nothing with more rights than a container is ever a member of a PID namespace that the container is in: see
+//! `process`. Nothing of the host is in sight once a path of an image is followed: see `rootfs` and `mounts`.
+//! A builder prints nothing and logs nothing; what it has to say goes over its line to the shim.
 
+mod apparmor;
+pub mod capabilities;
+mod create;
+mod devices;
+mod holder;
+mod identity;
+mod join;
+mod line;
+mod masks;
+mod mounts;
+mod namespaces;
+mod process;
+mod program;
 pub mod report;
 pub mod request;
+pub mod rlimits;
+mod rootfs;
+mod sources;
+mod step;
 
 use std::os::fd::OwnedFd;
 
 use cove_sys::SingleThreaded;
+
+use self::line::Line;
 
 /// What a builder was given. All descriptors but these are closed as its first act.
 #[derive(Debug)]
@@ -28,6 +50,23 @@ pub struct Builder {
     pub terminal: bool,
 }
 
+/// What is left of a [`Builder`] when its line is taken out.
+#[derive(Debug)]
+struct Work {
+    single: SingleThreaded,
+    spec: OwnedFd,
+    gate0: OwnedFd,
+    stdio: [OwnedFd; 3],
+    terminal: bool,
+}
+
+impl Builder {
+    fn split(self) -> (Work, Line) {
+        let Self { single, spec, report, gate0, gate1, stdio, terminal } = self;
+        (Work { single, spec, gate0, stdio, terminal }, Line::new(report, gate1))
+    }
+}
+
 /// The PID namespace of a container that is being made.
 #[derive(Debug)]
 pub enum PidEntry {
@@ -40,15 +79,21 @@ pub enum PidEntry {
 }
 
 /// Makes a container and runs its program. Never returns: the last act is exec, or a report and `_exit`.
+///
+/// The caller has closed every descriptor but those given here.
 pub fn create(builder: Builder, pid: PidEntry, holder: Option<OwnedFd>) -> ! {
-    let _ = (builder, pid, holder);
-    todo!()
+    let (work, line) = builder.split();
+    let Err(failure) = create::run(work, pid, holder, &line);
+    line.fail(failure)
 }
 
 /// Enters the container whose first process `target` is a pidfd of, and runs a program there. Never returns.
+///
+/// The caller has closed every descriptor but those given here.
 pub fn join(builder: Builder, target: OwnedFd) -> ! {
-    let _ = (builder, target);
-    todo!()
+    let (work, line) = builder.split();
+    let Err(failure) = join::run(work, target, &line);
+    line.fail(failure)
 }
 
 /// What the process that makes the holder mount namespace was given.
@@ -73,6 +118,8 @@ pub struct HolderRequest {
 
 /// Makes the holder mount namespace: a tmpfs root with /shm (tmpfs) and, for an init, /proc, and nothing of the host.
 pub fn holder(request: HolderRequest) -> ! {
-    let _ = request;
-    todo!()
+    let HolderRequest { gate0, report, gate1, shm_size, init, .. } = request;
+    let line = Line::new(report, gate1);
+    let Err(failure) = holder::run(gate0, shm_size, init, &line);
+    line.fail(failure)
 }

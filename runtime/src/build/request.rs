@@ -79,6 +79,8 @@ wire_struct! {
         pub size: u64,
         /// Mode bits of its root.
         pub mode: u32,
+        /// See mount(2) MS_STRICTATIME.
+        pub strict_atime: bool,
     }
 }
 

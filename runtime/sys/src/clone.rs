@@ -72,6 +72,16 @@ pub enum Forked {
     },
 }
 
+/// The same by clone(2), which knows every flag of [`CloneFlags`] but no cgroup.
+fn clone_old(flags: CloneFlags, pidfd: &mut libc::c_int) -> io::Result<libc::c_long> {
+    // Here the exit signal is part of the flags, and ignored where the child is a sibling.
+    let flags = flags.0 | libc::CLONE_PIDFD as u64 | libc::SIGCHLD as u64;
+    // SAFETY: as in `fork`: a copy of this process on a copy of this stack (the stack argument is null), of which
+    // no other thread exists. The kernel writes the pidfd, and only in the parent. What is null or 0 after it is
+    // read with flags that `CloneFlags` does not hold.
+    super::check(unsafe { libc::syscall(libc::SYS_clone, flags, 0_usize, &raw mut *pidfd, 0_usize, 0_usize) })
+}
+
 /// Forks. With `cgroup`, a directory of cgroup v2, the child begins there (CLONE_INTO_CGROUP).
 pub fn fork(_: SingleThreaded, flags: CloneFlags, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
     let mut pidfd: libc::c_int = -1;
@@ -88,9 +98,16 @@ pub fn fork(_: SingleThreaded, flags: CloneFlags, cgroup: Option<BorrowedFd<'_>>
     // SAFETY: no CLONE_VM, CLONE_FILES or CLONE_SETTLS is among the flags that `CloneFlags` can hold, so this is a
     // fork: the child runs on its own copy of this stack. The proof says that no other thread exists whose locks
     // the copy could hold. `args` and `pidfd` outlive the call.
-    let pid = super::check(unsafe {
+    let made = super::check(unsafe {
         libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>())
-    })?;
+    });
+    let pid = match made {
+        // A seccomp filter cannot look into clone3's arguments, so profiles answer ENOSYS to all of it.
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) && cgroup.is_none() => {
+            clone_old(flags, &mut pidfd)?
+        }
+        made => made?,
+    };
     if pid == 0 {
         return Ok(Forked::Child(SingleThreaded::child()));
     }

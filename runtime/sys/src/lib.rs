@@ -4,14 +4,16 @@
 mod clone;
 mod fds;
 mod mount;
+mod process;
 mod seccomp;
 mod signal;
 
 pub use clone::{CloneFlags, Forked, SingleThreaded, fork};
 pub use fds::{close_all_except, inherited};
 pub use mount::{MountAttr, mount_setattr};
+pub use process::{exit_now, join_session_keyring};
 pub use seccomp::set_filter;
-pub use signal::{MAX_SIGNAL, default_signals, send_signal};
+pub use signal::{MAX_SIGNAL, default_signals, reap_children_unseen, send_signal};
 
 use std::io;
 

@@ -1,0 +1,99 @@
+//! The sequence of a new container. Read it from top to bottom: each line is a step, and its file says why.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use cove_path::{Proc, Root};
+use rustix::fs::Mode;
+use rustix::process::umask;
+
+use super::line::{self, Line};
+use super::mounts::clean;
+use super::process::{self, Process};
+use super::report::Report;
+use super::request::{ContainerSpec, ProcessSpec};
+use super::step::At;
+use super::{PidEntry, Work, devices, identity, masks, mounts, namespaces, rootfs, sources};
+use crate::memfd;
+use crate::protocol::{Failure, MAX_SPEC};
+use crate::wire::Wire;
+
+/// See [`super::create`].
+pub(super) fn run(
+    work: Work,
+    pid: PidEntry,
+    holder: Option<OwnedFd>,
+    line: &Line,
+) -> Result<Infallible, Failure> {
+    let Work { single, spec, gate0, stdio, terminal } = work;
+    begin(gate0)?;
+    let spec: ContainerSpec = read_spec(spec)?;
+    namespaces::own_cgroup(spec.new_cgroup_namespace)?;
+    let proc = open_proc(&spec.process)?;
+
+    let shared = matches!(&pid, PidEntry::Enter(_));
+    let held = sources::from_holder(holder)?;
+    let detached = sources::open_all(&spec.mounts, held, shared, spec.new_cgroup_namespace)?;
+
+    namespaces::leave_host()?;
+    let overlay = rootfs::assemble(&spec.rootfs)?;
+    let root = Root::from_fd(overlay);
+    let user = identity::resolve(&root, &spec.process.user)?;
+    line.say(&Report::User(user.clone()));
+    rootfs::enter(root.as_fd())?;
+
+    mounts::attach(&root, &detached)?;
+    devices::make(&root, &spec.mounts, &spec.devices)?;
+    masks::make_readonly(&root, &spec.readonly_paths)?;
+    masks::mask(&root, &spec.masked_paths)?;
+    make_cwd(&root, &spec.process.cwd)?;
+    mounts::seal(&detached)?;
+    drop(detached);
+    if spec.rootfs.readonly {
+        rootfs::set_readonly()?;
+    }
+
+    let clone = match pid {
+        PidEntry::First => None,
+        PidEntry::Enter(init) => {
+            namespaces::children_into(init.as_fd())?;
+            drop(init);
+            Some(single)
+        }
+        PidEntry::Host => Some(single),
+    };
+    Process { spec: &spec.process, user: &user, stdio, terminal, proc, clone }.run(root, line)
+}
+
+/// What every builder does first.
+pub(super) fn begin(gate0: OwnedFd) -> Result<(), Failure> {
+    process::hide()?;
+    process::die_with_shim()?;
+    line::pass(gate0.as_fd());
+    drop(gate0);
+    // Modes are given where things are made.
+    umask(Mode::empty());
+    cove_sys::join_session_keyring().at("keyring", || "make a session keyring".to_owned())
+}
+
+/// Reads what is to be built.
+pub(super) fn read_spec<T: Wire>(spec: OwnedFd) -> Result<T, Failure> {
+    let bytes = memfd::read_sealed(spec, MAX_SPEC).at("spec", || "read the specification".to_owned())?;
+    T::from_bytes(&bytes).at("spec", || "decode the specification".to_owned())
+}
+
+/// A procfs of this process's own PID namespace, opened before any container's mounts are in sight.
+pub(super) fn open_proc(process: &ProcessSpec) -> Result<Option<Proc>, Failure> {
+    match process.apparmor {
+        None => Ok(None),
+        Some(_) => Proc::open().map(Some).at("apparmor", || "open a private procfs".to_owned()),
+    }
+}
+
+/// A working directory that the image lacks is made, as root's.
+fn make_cwd(root: &Root, cwd: &Path) -> Result<(), Failure> {
+    root.make_dirs(&clean(cwd), Mode::from_raw_mode(0o755))
+        .map(drop)
+        .at("cwd", || "make the working directory".to_owned())
+}

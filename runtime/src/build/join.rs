@@ -1,0 +1,31 @@
+//! The sequence of a further process in a running container.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, OwnedFd};
+
+use cove_path::Root;
+
+use super::create::{begin, open_proc, read_spec};
+use super::line::Line;
+use super::process::Process;
+use super::report::Report;
+use super::request::ProcessSpec;
+use super::step::At;
+use super::{Work, identity, namespaces};
+use crate::protocol::Failure;
+
+/// See [`super::join`].
+pub(super) fn run(work: Work, target: OwnedFd, line: &Line) -> Result<Infallible, Failure> {
+    let Work { single, spec, gate0, stdio, terminal } = work;
+    begin(gate0)?;
+    let spec: ProcessSpec = read_spec(spec)?;
+    let proc = open_proc(&spec)?;
+
+    namespaces::enter_container(target.as_fd())?;
+    drop(target);
+    let root = Root::of_process().at("namespaces", || "open the container's root".to_owned())?;
+    let user = identity::resolve(&root, &spec.user)?;
+    line.say(&Report::User(user.clone()));
+
+    Process { spec: &spec, user: &user, stdio, terminal, proc, clone: Some(single) }.run(root, line)
+}

@@ -1,0 +1,184 @@
+//! The root file system: an overlay of the image's layers and the container's writable layer, mounted in the
+//! builder's own mount namespace, and the step into it by pivot_root(2), never chroot(2).
+//!
+//! What an overlay of layers that somebody else wrote must not do is turned off: following a redirect
+//! (`redirect_dir=nofollow`), taking a file's content from elsewhere (`metacopy=off`), trusting file handles
+//! (`index=off`). See the kernel's Documentation/filesystems/overlayfs.rst.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use cove_sys::MountAttr;
+use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags, fstatvfs, open, openat};
+use rustix::io::{Errno, read};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
+};
+use rustix::process::{chdir, fchdir, pivot_root};
+
+use super::request::Rootfs;
+use super::step::{At, refuse};
+use crate::protocol::Failure;
+
+const STEP: &str = "rootfs";
+/// mount(2) takes at most a page of options.
+const PAGE: usize = 4096;
+
+/// Mounts the overlay on `rootfs.target` and gives the descriptor of its root.
+pub(super) fn assemble(rootfs: &Rootfs) -> Result<OwnedFd, Failure> {
+    match by_mount_api(rootfs) {
+        // `lowerdir+` came with 6.5, and one value may have 255 bytes.
+        Err(failure) if failure.errno == Errno::INVAL.raw_os_error() => by_mount(rootfs).map_err(|older| {
+            // Both causes: the first says more on a new kernel, the second is the one that counts on an old one.
+            Failure { detail: format!("{}; with mount(2): {}", failure.detail, older.detail), ..older }
+        }),
+        done => done,
+    }
+}
+
+fn by_mount_api(rootfs: &Rootfs) -> Result<OwnedFd, Failure> {
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
+        .at(STEP, || "open the overlay file system".to_owned())?;
+    for layer in &rootfs.lower {
+        fsconfig_set_string(&context, "lowerdir+", layer)
+            .at(STEP, || format!("add layer {}", layer.display()))?;
+    }
+    for (key, value) in [("upperdir", &rootfs.upper), ("workdir", &rootfs.work)] {
+        fsconfig_set_string(&context, key, escape(value, b"\\"))
+            .at(STEP, || format!("set {key} {}", value.display()))?;
+    }
+    for (key, value) in [("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off")] {
+        fsconfig_set_string(&context, key, value).at(STEP, || format!("set {key}={value}"))?;
+    }
+    if rootfs.volatile {
+        fsconfig_set_flag(&context, "volatile").at(STEP, || "set volatile".to_owned())?;
+    }
+    fsconfig_create(&context)
+        .at(STEP, || format!("mount the overlay of {}{}", rootfs.upper.display(), log_of(&context)))?;
+    let overlay = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+        .at(STEP, || format!("mount the overlay of {}", rootfs.upper.display()))?;
+    move_mount(&overlay, "", CWD, &rootfs.target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .at(STEP, || format!("mount the overlay on {}", rootfs.target.display()))?;
+    Ok(overlay)
+}
+
+/// What the file system says of the error, if anything: lines such as `e overlay: …` (fsopen(2)).
+fn log_of(context: &OwnedFd) -> String {
+    let mut text = String::new();
+    let mut line = [0_u8; 512];
+    while let Ok(n @ 1..) = read(context, &mut line) {
+        text.push_str(" (");
+        text.push_str(String::from_utf8_lossy(&line[..n]).trim());
+        text.push(')');
+    }
+    text
+}
+
+/// For kernels before 6.5: mount(2), with the layers' names relative to the directory that they share, so that many
+/// fit into its page of options.
+fn by_mount(rootfs: &Rootfs) -> Result<OwnedFd, Failure> {
+    let shared = shared_parent(&rootfs.lower);
+    let mut options = OsString::from("lowerdir=").into_vec();
+    for (i, layer) in rootfs.lower.iter().enumerate() {
+        if i > 0 {
+            options.push(b':');
+        }
+        options.extend(escape(layer.strip_prefix(&shared).unwrap_or(layer), b"\\:,").into_vec());
+    }
+    for (key, value) in [(",upperdir=", &rootfs.upper), (",workdir=", &rootfs.work)] {
+        options.extend(key.as_bytes());
+        options.extend(escape(value, b"\\,").into_vec());
+    }
+    options.extend(b",redirect_dir=nofollow,metacopy=off,index=off");
+    if rootfs.volatile {
+        options.extend(b",volatile");
+    }
+    if options.len() >= PAGE {
+        return refuse(
+            STEP,
+            format!("{} layers do not fit one page of options, as this kernel needs", rootfs.lower.len()),
+        );
+    }
+    let options = std::ffi::CString::new(options).at(STEP, || "use the overlay's directories".to_owned())?;
+    chdir(&shared).at(STEP, || format!("enter {}", shared.display()))?;
+    mount("overlay", &rootfs.target, "overlay", MountFlags::empty(), Some(options.as_c_str()))
+        .at(STEP, || format!("mount the overlay on {}", rootfs.target.display()))?;
+    chdir("/").at(STEP, || "enter /".to_owned())?;
+    openat(CWD, &rootfs.target, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .at(STEP, || format!("open {}", rootfs.target.display()))
+}
+
+/// The deepest directory that is above every path.
+fn shared_parent(paths: &[PathBuf]) -> PathBuf {
+    let mut shared = paths.first().and_then(|first| first.parent()).unwrap_or(Path::new("/")).to_owned();
+    while !paths.iter().all(|path| path.starts_with(&shared) && path != &shared) {
+        if !shared.pop() {
+            break;
+        }
+    }
+    shared
+}
+
+/// Puts a backslash before each of `special`, as overlayfs's option parser takes it away again.
+fn escape(path: &Path, special: &[u8]) -> OsString {
+    let mut out = Vec::new();
+    for byte in path.as_os_str().as_bytes() {
+        if special.contains(byte) {
+            out.push(b'\\');
+        }
+        out.push(*byte);
+    }
+    OsString::from_vec(out)
+}
+
+/// Makes `root` the root of the mount namespace and leaves the old one, with everything of the host, behind.
+pub(super) fn enter(root: BorrowedFd<'_>) -> Result<(), Failure> {
+    fchdir(root).at("pivot", || "enter the root file system".to_owned())?;
+    // pivot_root(2), "pivot_root(".", ".")": the old root lands on top of the new one, and is what `.` then names.
+    pivot_root(".", ".").at("pivot", || "pivot_root".to_owned())?;
+    unmount(".", UnmountFlags::DETACH).at("pivot", || "detach the host's root".to_owned())?;
+    chdir("/").at("pivot", || "enter the new root".to_owned())
+}
+
+/// Makes the root file system read-only, the mounts over it not, and looks whether it is.
+pub(super) fn set_readonly() -> Result<(), Failure> {
+    let root = open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .at(STEP, || "open /".to_owned())?;
+    let readonly =
+        MountAttr { set: u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits()), ..MountAttr::default() };
+    cove_sys::mount_setattr(root.as_fd(), false, readonly).at(STEP, || "make / read-only".to_owned())?;
+    let flags = fstatvfs(&root).at(STEP, || "look at /".to_owned())?.f_flag;
+    if !flags.contains(StatVfsMountFlags::RDONLY) {
+        return refuse(STEP, "/ did not become read-only".to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_parents() {
+        let table: [(&[&str], &str); 5] = [
+            (&["/a/b/1", "/a/b/2"], "/a/b"),
+            (&["/a/b/1/x", "/a/b/2/x"], "/a/b"),
+            (&["/a/b", "/a/b/c"], "/a"),
+            (&["/a"], "/"),
+            (&[], "/"),
+        ];
+        for (paths, expected) in table {
+            let paths: Vec<PathBuf> = paths.iter().map(PathBuf::from).collect();
+            assert_eq!(shared_parent(&paths), Path::new(expected), "{paths:?}");
+        }
+    }
+
+    #[test]
+    fn escapes() {
+        assert_eq!(escape(Path::new("/a:b\\c,d"), b"\\:,"), "/a\\:b\\\\c\\,d");
+        assert_eq!(escape(Path::new("/a:b\\c,d"), b"\\"), "/a:b\\\\c,d");
+    }
+}

@@ -1,0 +1,286 @@
+//! What is mounted in a container, as detached mounts: made while the host's root is still visible, each with its
+//! flags and its propagation set, and attached only after the pivot (`mounts`). Nothing here looks into the rootfs.
+//!
+//! Volumes are touched here and nowhere else before the container's own processes: a hung file server stops this
+//! builder and nobody besides.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use cove_path::Root;
+use cove_sys::MountAttr;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, StatxFlags, fstat, statfs, statx};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, open_tree,
+};
+
+use super::namespaces;
+use super::request::{Bind, Mount, MountKind, Propagation, Tmpfs};
+use super::step::{At, refuse};
+use crate::protocol::Failure;
+
+const STEP: &str = "volumes";
+const KERNEL: &str = "filesystems";
+/// Where the host's cgroups are.
+const CGROUP: &str = "/sys/fs/cgroup";
+/// CGROUP2_SUPER_MAGIC of linux/magic.h.
+const CGROUP2: u64 = 0x6367_7270;
+/// Mode of a missing source, which is made as a directory (as containerd does).
+const SOURCE_MODE: Mode = Mode::from_raw_mode(0o755);
+
+/// A mount that is attached nowhere yet.
+#[derive(Debug)]
+pub(super) struct Detached<'a> {
+    /// What was asked.
+    pub mount: &'a Mount,
+    /// The top of the tree.
+    pub tree: OwnedFd,
+    /// Its root is a directory.
+    pub directory: bool,
+}
+
+/// What the pod's holder mount namespace has for this container.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    shm: Option<OwnedFd>,
+    proc: Option<OwnedFd>,
+}
+
+/// Clones the pod's shm and, where the pod shares a PID namespace, its proc. A holder without one of them is how the
+/// shim says that the host's is meant.
+pub(super) fn from_holder(holder: Option<OwnedFd>) -> Result<Held, Failure> {
+    let Some(holder) = holder else { return Ok(Held::default()) };
+    namespaces::look_into(holder.as_fd(), || {
+        let take = |path: &str| match clone_tree(CWD, path, OpenTreeFlags::empty()) {
+            Ok(tree) => Ok(Some(tree)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno).at(STEP, || format!("take {path} of the pod")),
+        };
+        Ok(Held { shm: take("/shm")?, proc: take("/proc")? })
+    })
+}
+
+/// Makes every mount, in order. `shared_pid`: this container joins the PID namespace of its pod.
+pub(super) fn open_all(
+    mounts: &[Mount],
+    mut held: Held,
+    shared_pid: bool,
+    own_cgroup: bool,
+) -> Result<Vec<Detached<'_>>, Failure> {
+    let mut all = Vec::with_capacity(mounts.len());
+    for mount in mounts {
+        let tree = match &mount.kind {
+            MountKind::Bind(bind) => open_bind(mount, bind)?,
+            MountKind::Shm => held_or_host(held.shm.take(), "/dev/shm", mount)?,
+            MountKind::Proc if shared_pid => match held.proc.take() {
+                Some(tree) => with_flags(tree, mount, KERNEL)?,
+                None => return refuse(KERNEL, "the pod's holder has no proc (left)".to_owned()),
+            },
+            MountKind::Proc => fresh("proc", &[], mount)?,
+            MountKind::Sysfs => fresh("sysfs", &[], mount)?,
+            MountKind::Mqueue => fresh("mqueue", &[], mount)?,
+            // Group 5 is tty in every distribution; 0620 lets a terminal's owner be written to by its group only.
+            MountKind::Devpts => {
+                fresh("devpts", &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")], mount)?
+            }
+            MountKind::Tmpfs(tmpfs) => fresh_tmpfs(tmpfs, mount)?,
+            MountKind::Cgroup => cgroup(mount, own_cgroup)?,
+        };
+        let stat =
+            fstat(&tree).at(STEP, || format!("look at what goes to {}", mount.destination.display()))?;
+        let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        all.push(Detached { mount, tree, directory });
+    }
+    Ok(all)
+}
+
+fn clone_tree(
+    at: BorrowedFd<'_>,
+    path: impl rustix::path::Arg,
+    more: OpenTreeFlags,
+) -> Result<OwnedFd, Errno> {
+    open_tree(at, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | more)
+}
+
+fn open_bind(mount: &Mount, bind: &Bind) -> Result<OwnedFd, Failure> {
+    let source = &bind.source;
+    let more = if bind.recursive { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
+    let tree = match clone_tree(CWD, source, more) {
+        Err(Errno::NOENT) => {
+            Root::of_process()
+                .and_then(|host| host.make_dirs(source, SOURCE_MODE))
+                .at(STEP, || format!("make the missing source {}", source.display()))?;
+            clone_tree(CWD, source, more)
+        }
+        done => done,
+    }
+    .at(STEP, || format!("open the source {}", source.display()))?;
+    require_propagation(bind)?;
+    let propagation = match bind.propagation {
+        Propagation::Private => MountPropagationFlags::PRIVATE,
+        Propagation::HostToContainer => MountPropagationFlags::DOWNSTREAM,
+        Propagation::Bidirectional => MountPropagationFlags::SHARED,
+    };
+    let attr = MountAttr { propagation: u64::from(propagation.bits()), ..MountAttr::default() };
+    cove_sys::mount_setattr(tree.as_fd(), true, attr)
+        .at(STEP, || format!("set the propagation of {}", source.display()))?;
+    if bind.recursive_readonly {
+        let readonly = MountAttr { set: bits(MountAttrFlags::MOUNT_ATTR_RDONLY), ..MountAttr::default() };
+        cove_sys::mount_setattr(tree.as_fd(), true, readonly)
+            .at(STEP, || format!("make {} and what is mounted below it read-only", source.display()))?;
+    }
+    with_flags(tree, mount, STEP)
+}
+
+/// A source that is no peer of anybody cannot propagate: that is an error, since the pod was promised it.
+fn require_propagation(bind: &Bind) -> Result<(), Failure> {
+    let accepted: &[&str] = match bind.propagation {
+        Propagation::Private => return Ok(()),
+        Propagation::HostToContainer => &["shared:", "master:"],
+        Propagation::Bidirectional => &["shared:"],
+    };
+    let source = bind.source.display();
+    let id = statx(CWD, &bind.source, AtFlags::empty(), StatxFlags::MNT_ID)
+        .at(STEP, || format!("look at {source}"))?
+        .stx_mnt_id;
+    let table = std::fs::read_to_string("/proc/thread-self/mountinfo")
+        .at(STEP, || "read /proc/thread-self/mountinfo".to_owned())?;
+    if propagates(&table, id, accepted) {
+        return Ok(());
+    }
+    refuse(STEP, format!("{source} is on a mount that is not {}", accepted[0].trim_end_matches(':')))
+}
+
+/// Looks for a mount's optional fields: see proc_pid_mountinfo(5), fields (1) and (7).
+fn propagates(mountinfo: &str, id: u64, accepted: &[&str]) -> bool {
+    mountinfo.lines().any(|line| {
+        let mut fields = line.split(' ');
+        fields.next().and_then(|first| first.parse().ok()) == Some(id)
+            && fields
+                .skip(5)
+                .take_while(|field| *field != "-")
+                .any(|field| accepted.iter().any(|prefix| field.starts_with(prefix)))
+    })
+}
+
+fn held_or_host(held: Option<OwnedFd>, host: &str, mount: &Mount) -> Result<OwnedFd, Failure> {
+    let tree = match held {
+        Some(tree) => tree,
+        None => {
+            clone_tree(CWD, host, OpenTreeFlags::empty()).at(KERNEL, || format!("open the host's {host}"))?
+        }
+    };
+    let private = u64::from(MountPropagationFlags::PRIVATE.bits());
+    let attr = MountAttr { propagation: private, ..MountAttr::default() };
+    cove_sys::mount_setattr(tree.as_fd(), true, attr).at(KERNEL, || format!("make {host} private"))?;
+    with_flags(tree, mount, KERNEL)
+}
+
+/// cgroup v2 with a namespace of its own: a fresh mount, whose root is the container's cgroup. Else the host's tree,
+/// since a fresh mount from the host's cgroup namespace would change the options of the host's own.
+fn cgroup(mount: &Mount, own_cgroup: bool) -> Result<OwnedFd, Failure> {
+    let unified =
+        statfs(CGROUP).at(KERNEL, || format!("look at {CGROUP}"))?.f_type.cast_unsigned() == CGROUP2;
+    if own_cgroup {
+        if !unified {
+            return refuse(KERNEL, "a cgroup namespace needs cgroup v2 alone on this node".to_owned());
+        }
+        return fresh("cgroup2", &[], mount);
+    }
+    let tree = clone_tree(CWD, CGROUP, OpenTreeFlags::AT_RECURSIVE)
+        .at(KERNEL, || format!("open the host's {CGROUP}"))?;
+    let attr = MountAttr {
+        set: bits(flags_of(mount)),
+        propagation: u64::from(MountPropagationFlags::PRIVATE.bits()),
+        ..MountAttr::default()
+    };
+    // v1 is a mount a controller below a tmpfs: read-only means all of them.
+    cove_sys::mount_setattr(tree.as_fd(), true, attr).at(KERNEL, || format!("set the flags of {CGROUP}"))?;
+    Ok(tree)
+}
+
+fn fresh_tmpfs(tmpfs: &Tmpfs, mount: &Mount) -> Result<OwnedFd, Failure> {
+    let mode = format!("{:o}", tmpfs.mode);
+    let size = tmpfs.size.to_string();
+    let mut options = vec![("mode", mode.as_str())];
+    if tmpfs.size > 0 {
+        options.push(("size", size.as_str()));
+    }
+    // What is below a read-only tmpfs must be made first: `mounts` makes it read-only when all is attached.
+    let mut more = flags_of(mount).difference(MountAttrFlags::MOUNT_ATTR_RDONLY);
+    if tmpfs.strict_atime {
+        more |= MountAttrFlags::MOUNT_ATTR_STRICTATIME;
+    }
+    make("tmpfs", &options, more).at(KERNEL, || format!("make a tmpfs for {}", mount.destination.display()))
+}
+
+fn fresh(kind: &str, options: &[(&str, &str)], mount: &Mount) -> Result<OwnedFd, Failure> {
+    make(kind, options, flags_of(mount))
+        .at(KERNEL, || format!("make {kind} for {}", mount.destination.display()))
+}
+
+/// A file system of the kernel's, for the namespaces that the caller is in.
+pub(super) fn make(kind: &str, options: &[(&str, &str)], flags: MountAttrFlags) -> Result<OwnedFd, Errno> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in options {
+        fsconfig_set_string(&context, *key, *value)?;
+    }
+    if kind == "devpts" {
+        // The only kind there is since 4.7; older words of it are still asked for by name.
+        fsconfig_set_flag(&context, "newinstance")?;
+    }
+    fsconfig_create(&context)?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags)
+}
+
+fn with_flags(tree: OwnedFd, mount: &Mount, step: &str) -> Result<OwnedFd, Failure> {
+    let attr = MountAttr { set: bits(flags_of(mount)), ..MountAttr::default() };
+    if attr.set != 0 {
+        cove_sys::mount_setattr(tree.as_fd(), false, attr)
+            .at(step, || format!("set the flags of {}", mount.destination.display()))?;
+    }
+    Ok(tree)
+}
+
+fn flags_of(mount: &Mount) -> MountAttrFlags {
+    [
+        (mount.readonly, MountAttrFlags::MOUNT_ATTR_RDONLY),
+        (mount.nosuid, MountAttrFlags::MOUNT_ATTR_NOSUID),
+        (mount.nodev, MountAttrFlags::MOUNT_ATTR_NODEV),
+        (mount.noexec, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+    ]
+    .into_iter()
+    .filter(|(asked, _)| *asked)
+    .fold(MountAttrFlags::empty(), |all, (_, flag)| all | flag)
+}
+
+fn bits(flags: MountAttrFlags) -> u64 {
+    u64::from(flags.bits())
+}
+
+/// The path names procfs itself, whatever it is called.
+pub(super) fn is_procfs(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(rustix::fs::fstatfs(fd)?.f_type == rustix::fs::PROC_SUPER_MAGIC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_optional_fields() {
+        let table = "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
+                     23 22 0:5 / /dev rw master:7 propagate_from:2 - devtmpfs dev rw\n\
+                     24 22 0:6 / /x rw - tmpfs shared:9 rw\n";
+        for (id, accepted, expected) in [
+            (22, &["shared:"][..], true),
+            (23, &["shared:"], false),
+            (23, &["shared:", "master:"], true),
+            (24, &["shared:"], false),
+            (99, &["shared:"], false),
+        ] {
+            assert_eq!(propagates(table, id, accepted), expected, "{id} {accepted:?}");
+        }
+    }
+}

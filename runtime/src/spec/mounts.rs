@@ -1,0 +1,176 @@
+//! The mounts of a spec: types and options by table, anything else refused.
+
+use oci_spec::runtime::Mount as OciMount;
+
+use super::SpecError;
+use crate::build::request::{Bind, Mount, MountKind, Propagation, Tmpfs};
+
+/// Mode of a tmpfs that names none, as the kernel has it.
+const TMPFS_MODE: u32 = 0o1777;
+
+/// Options that say what is done in any case, by file system: a spec may repeat them.
+const FIXED: [(&str, &[&str]); 2] = [
+    ("devpts", &["newinstance", "ptmxmode=0666", "mode=0620", "mode=620", "gid=5"]),
+    ("", &["rw", "suid", "dev", "exec", "relatime"]),
+];
+
+pub(super) fn all(mounts: &[OciMount]) -> Result<Vec<Mount>, SpecError> {
+    mounts.iter().enumerate().map(|(i, mount)| one(&format!("mounts[{i}]"), mount)).collect()
+}
+
+fn one(field: &str, asked: &OciMount) -> Result<Mount, SpecError> {
+    let destination = asked.destination();
+    if !destination.is_absolute() {
+        let reason = format!("{} is not absolute", destination.display());
+        return Err(SpecError::new(format!("{field}.destination"), reason));
+    }
+    let mut mount = Mount {
+        destination: destination.clone(),
+        kind: kind(field, asked)?,
+        readonly: false,
+        nosuid: false,
+        nodev: false,
+        noexec: false,
+    };
+    for option in asked.options().as_deref().unwrap_or_default() {
+        apply(&mut mount, option).map_err(|reason| {
+            SpecError::new(
+                format!("{field}.options"),
+                format!("{option:?} of the mount on {}: {reason}", destination.display()),
+            )
+        })?;
+    }
+    Ok(mount)
+}
+
+fn kind(field: &str, asked: &OciMount) -> Result<MountKind, SpecError> {
+    let options = asked.options().as_deref().unwrap_or_default();
+    let bind = options.iter().any(|option| option == "bind" || option == "rbind");
+    match asked.typ().as_deref() {
+        Some("proc") => Ok(MountKind::Proc),
+        Some("sysfs") => Ok(MountKind::Sysfs),
+        Some("mqueue") => Ok(MountKind::Mqueue),
+        Some("devpts") => Ok(MountKind::Devpts),
+        Some("tmpfs") => Ok(MountKind::Tmpfs(Tmpfs { size: 0, mode: TMPFS_MODE, strict_atime: false })),
+        Some("cgroup" | "cgroup2") => Ok(MountKind::Cgroup),
+        Some("cove-shm") => Ok(MountKind::Shm),
+        Some("bind") => bind_of(field, asked),
+        None | Some("" | "none") if bind => bind_of(field, asked),
+        other => {
+            let reason = format!("{:?} is no type that is built", other.unwrap_or_default());
+            Err(SpecError::new(format!("{field}.type"), reason))
+        }
+    }
+}
+
+fn bind_of(field: &str, asked: &OciMount) -> Result<MountKind, SpecError> {
+    match asked.source() {
+        Some(source) if source.is_absolute() => Ok(MountKind::Bind(Bind {
+            source: source.clone(),
+            recursive: false,
+            propagation: Propagation::Private,
+            recursive_readonly: false,
+        })),
+        _ => Err(SpecError::new(format!("{field}.source"), "a bind mount needs an absolute path")),
+    }
+}
+
+/// The last of options that contradict each other counts, as mount(8) has it.
+fn apply(mount: &mut Mount, option: &str) -> Result<(), String> {
+    match option {
+        "ro" => mount.readonly = true,
+        "rw" => mount.readonly = false,
+        "nosuid" => mount.nosuid = true,
+        "suid" => mount.nosuid = false,
+        "nodev" => mount.nodev = true,
+        "dev" => mount.nodev = false,
+        "noexec" => mount.noexec = true,
+        "exec" => mount.noexec = false,
+        _ => return by_kind(mount, option),
+    }
+    Ok(())
+}
+
+fn by_kind(mount: &mut Mount, option: &str) -> Result<(), String> {
+    let devpts = matches!(mount.kind, MountKind::Devpts);
+    let fixed = FIXED.iter().any(|(kind, words)| (kind.is_empty() || devpts) && words.contains(&option));
+    match (&mut mount.kind, option) {
+        _ if fixed => Ok(()),
+        (MountKind::Bind(_), "rro") => {
+            mount.readonly = true;
+            if let MountKind::Bind(bind) = &mut mount.kind {
+                bind.recursive_readonly = true;
+            }
+            Ok(())
+        }
+        (MountKind::Bind(bind), _) => of_bind(bind, option),
+        (MountKind::Tmpfs(tmpfs), _) => of_tmpfs(tmpfs, option),
+        // A cgroup mount of an old style names its place.
+        _ => Err("is not built".to_owned()),
+    }
+}
+
+/// Propagation is always set all the way down.
+fn of_bind(bind: &mut Bind, option: &str) -> Result<(), String> {
+    match option {
+        "bind" => {}
+        "rbind" => bind.recursive = true,
+        "private" | "rprivate" => bind.propagation = Propagation::Private,
+        "slave" | "rslave" => bind.propagation = Propagation::HostToContainer,
+        "shared" | "rshared" => bind.propagation = Propagation::Bidirectional,
+        _ => return Err("is not built".to_owned()),
+    }
+    Ok(())
+}
+
+fn of_tmpfs(tmpfs: &mut Tmpfs, option: &str) -> Result<(), String> {
+    match option.split_once('=') {
+        None if option == "strictatime" => tmpfs.strict_atime = true,
+        Some(("size", value)) => tmpfs.size = bytes(value).ok_or("is no size in bytes")?,
+        Some(("mode", value)) => {
+            let mode = u32::from_str_radix(value, 8).ok().filter(|mode| *mode <= 0o7777);
+            tmpfs.mode = mode.ok_or("is no mode in octal")?;
+        }
+        _ => return Err("is not built".to_owned()),
+    }
+    Ok(())
+}
+
+/// `65536k` and so on, with the suffixes of tmpfs(5).
+fn bytes(value: &str) -> Option<u64> {
+    let (digits, factor) = match value.as_bytes().last()? {
+        b'k' | b'K' => (&value[..value.len() - 1], 1 << 10),
+        b'm' | b'M' => (&value[..value.len() - 1], 1 << 20),
+        b'g' | b'G' => (&value[..value.len() - 1], 1 << 30),
+        _ => (value, 1),
+    };
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse::<u64>().ok()?.checked_mul(factor).filter(|bytes| *bytes > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, expected) in [
+            ("65536k", Some(65_536 << 10)),
+            ("64m", Some(64 << 20)),
+            ("1G", Some(1 << 30)),
+            ("123", Some(123)),
+            ("0", None),
+            ("+1", None),
+            ("1x", None),
+            ("k", None),
+            ("", None),
+            ("50%", None),
+            ("99999999999999999999", None),
+            ("99999999999999999g", None),
+        ] {
+            assert_eq!(bytes(text), expected, "{text}");
+        }
+    }
+}

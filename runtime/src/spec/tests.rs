@@ -1,0 +1,153 @@
+//! Specs in the form in which they are written, and what becomes of them.
+
+use super::*;
+use crate::build::request::{GroupsPolicy, Propagation};
+use serde_json::{Value, json};
+
+fn base() -> Value {
+    json!({
+        "ociVersion": "1.2.0",
+        "root": {"path": "rootfs", "readonly": true},
+        "hostname": "web",
+        "annotations": {"a": "b"},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+             "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+            {"destination": "/dev/shm", "type": "cove-shm", "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/vol", "type": "bind", "source": "/srv/vol", "options": ["rbind", "rslave", "ro"]},
+            {"destination": "/rro", "source": "/srv/rro", "options": ["rbind", "rprivate", "rro"]}
+        ],
+        "process": {
+            "user": {"uid": 0, "gid": 0, "umask": 18, "additionalGids": [5]},
+            "args": ["/bin/sh", "-c", "true"],
+            "env": ["PATH=/bin", "X=1"],
+            "cwd": "/",
+            "capabilities": {"bounding": ["CAP_CHOWN", "CAP_NET_RAW"], "effective": ["CAP_CHOWN", "CAP_NET_RAW"],
+                             "permitted": ["CAP_CHOWN", "CAP_NET_RAW"]},
+            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 2048, "soft": 1024}],
+            "noNewPrivileges": true,
+            "oomScoreAdj": 100
+        },
+        "linux": {
+            "resources": {"memory": {"limit": 1000, "swap": 2000}, "cpu": {"shares": 512, "cpus": "0-1"},
+                          "pids": {"limit": 10}, "devices": [{"allow": false, "access": "rwm"}]},
+            "cgroupsPath": "/kubepods/x",
+            "namespaces": [{"type": "mount"}, {"type": "pid"}, {"type": "network", "path": "/run/netns/x"}],
+            "devices": [{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 384}],
+            "maskedPaths": ["/proc/kcore"],
+            "readonlyPaths": ["/proc/sys"]
+        }
+    })
+}
+
+fn build(spec: &Value) -> Result<ContainerSpec, SpecError> {
+    let spec: Spec = serde_json::from_value(spec.clone()).unwrap();
+    let rootfs = Rootfs {
+        lower: vec!["/l".into()],
+        upper: "/u".into(),
+        work: "/w".into(),
+        target: "/t".into(),
+        readonly: false,
+        volatile: true,
+    };
+    let user = User { user: "app".into(), gid: None, supplemental: vec![], policy: GroupsPolicy::Merge };
+    container("c1", &spec, rootfs, user)
+}
+
+#[test]
+fn a_whole_spec() {
+    let built = build(&base()).unwrap();
+    assert!(built.rootfs.readonly);
+    assert_eq!(built.container, "c1");
+    assert!(!built.new_cgroup_namespace);
+    assert_eq!(built.process.capabilities.bounding, 1 | 1 << 13);
+    assert_eq!(built.process.capabilities.inheritable, 0);
+    assert_eq!(built.process.rlimits, [Rlimit { resource: 7, soft: 1024, hard: 2048 }]);
+    assert_eq!((built.process.umask, built.process.no_new_privs), (0o022, true));
+    assert_eq!(built.process.user.user, "app");
+    let kinds: Vec<_> = built.mounts.iter().map(|mount| &mount.kind).collect();
+    assert!(
+        matches!(kinds[1], MountKind::Tmpfs(t) if t.size == 65_536 << 10 && t.mode == 0o755 && t.strict_atime)
+    );
+    assert!(matches!(kinds[3], MountKind::Shm));
+    assert!(matches!(kinds[4], MountKind::Bind(b)
+        if b.recursive && b.propagation == Propagation::HostToContainer && !b.recursive_readonly));
+    assert!(matches!(kinds[5], MountKind::Bind(b) if b.recursive_readonly));
+    assert!(built.mounts[4].readonly && built.mounts[5].readonly && !built.mounts[0].readonly);
+    let names: Vec<_> = built.devices.iter().map(|device| device.path.to_str().unwrap()).collect();
+    assert_eq!(
+        names,
+        ["/dev/fuse", "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"]
+    );
+    assert_eq!(built.devices[0].mode, 0o600);
+}
+
+#[test]
+fn what_is_not_built_is_refused_by_path() {
+    // JSON pointer, value, what the refusal names.
+    let table = [
+        ("/hooks", json!({"poststop": [{"path": "/bin/true"}]}), "hooks.poststop[0].path"),
+        ("/domainname", json!("x"), "domainname"),
+        ("/process/selinuxLabel", json!("a:b:c"), "process.selinuxLabel"),
+        ("/process/terminal", json!(true), "process.terminal"),
+        ("/process/ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 1}), "process.ioPriority"),
+        ("/process/args", json!([]), "process.args"),
+        ("/process/cwd", json!("x"), "process.cwd"),
+        ("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_ERRNO"}), "linux.seccomp.defaultAction"),
+        ("/linux/uidMappings", json!([{"containerID": 0, "hostID": 1, "size": 1}]), "linux.uidMappings[0]"),
+        ("/linux/mountLabel", json!("x"), "linux.mountLabel"),
+        ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt.closID"),
+        ("/linux/personality", json!({"domain": "LINUX"}), "linux.personality"),
+        ("/linux/rootfsPropagation", json!("rshared"), "linux.rootfsPropagation"),
+        ("/linux/namespaces/0", json!({"type": "user"}), "linux.namespaces[0]"),
+        ("/linux/namespaces/0", json!({"type": "mount", "path": "/x"}), "linux.namespaces[0]"),
+        ("/linux/resources/blockIO", json!({"weight": 10}), "linux.resources.blockIO.weight"),
+        ("/linux/resources/memory/swappiness", json!(1), "linux.resources.memory.swappiness"),
+        ("/linux/resources/unified", json!({"memory.high": "1"}), "linux.resources.unified.memory.high"),
+        ("/linux/devices/0/type", json!("p"), "linux.devices[0].type"),
+        ("/linux/devices/0/path", json!("/etc/x"), "linux.devices[0].path"),
+        ("/linux/devices/0/major", json!(-1), "linux.devices[0].major"),
+        ("/linux/maskedPaths/0", json!("proc/kcore"), "linux.maskedPaths[0]"),
+        ("/mounts/0/type", json!("nfs"), "mounts[0].type"),
+        ("/mounts/0/destination", json!("proc"), "mounts[0].destination"),
+        ("/mounts/0/options/0", json!("hidepid=2"), "mounts[0].options"),
+        ("/mounts/1/options/0", json!("size=x"), "mounts[1].options"),
+        ("/mounts/2/options/0", json!("gid=6"), "mounts[2].options"),
+        ("/mounts/4/options/0", json!("idmap"), "mounts[4].options"),
+        ("/mounts/4/source", json!("vol"), "mounts[4].source"),
+        (
+            "/mounts/4/uidMappings",
+            json!([{"containerID": 0, "hostID": 1, "size": 1}]),
+            "mounts[4].uidMappings",
+        ),
+    ];
+    for (pointer, value, named) in table {
+        let mut spec = base();
+        let (parent, name) = pointer.rsplit_once('/').unwrap();
+        match spec.pointer_mut(parent).unwrap() {
+            Value::Object(fields) => drop(fields.insert(name.to_owned(), value)),
+            Value::Array(items) => items[name.parse::<usize>().unwrap()] = value,
+            other => panic!("{pointer} leads to {other}"),
+        }
+        let refused = build(&spec).expect_err(pointer);
+        assert!(refused.field.starts_with(named), "{pointer}: {refused}");
+    }
+}
+
+#[test]
+fn limits_of_resources() {
+    let spec: Spec = serde_json::from_value(base()).unwrap();
+    let limits = limits(spec.linux().as_ref().unwrap().resources().as_ref().unwrap());
+    let expected = Limits {
+        cpu_shares: Some(512),
+        cpuset_cpus: Some("0-1".into()),
+        memory: Some(1000),
+        memory_swap: Some(2000),
+        pids: Some(10),
+        ..Limits::default()
+    };
+    assert_eq!(limits, expected);
+}
