@@ -1,0 +1,96 @@
+//! A target with a canary beside it, and a picture of a tree to compare.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+
+use cove_layer::{Compression, LayerError, Limits, Unpacked, unpack};
+
+/// All that an unpack could change of one file.
+#[derive(Debug, PartialEq, Eq, Clone)]
+pub(crate) struct Facts {
+    pub(crate) mode: u32,
+    pub(crate) owner: (u32, u32),
+    pub(crate) device: u64,
+    pub(crate) links: u64,
+    pub(crate) mtime: (i64, i64),
+    pub(crate) content: Vec<u8>,
+}
+
+pub(crate) type Picture = BTreeMap<PathBuf, Facts>;
+
+/// Everything below `root`, by its relative path.
+pub(crate) fn picture(root: &Path) -> Picture {
+    let mut found = Picture::new();
+    let mut todo = vec![root.to_owned()];
+    while let Some(at) = todo.pop() {
+        let metadata = fs::symlink_metadata(&at).unwrap();
+        let kind = metadata.file_type();
+        let content = if kind.is_symlink() {
+            fs::read_link(&at).unwrap().into_os_string().into_encoded_bytes()
+        } else if kind.is_file() {
+            fs::read(&at).unwrap()
+        } else {
+            Vec::new()
+        };
+        if kind.is_dir() {
+            todo.extend(fs::read_dir(&at).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        let facts = Facts {
+            mode: metadata.mode(),
+            owner: (metadata.uid(), metadata.gid()),
+            device: metadata.rdev(),
+            links: if kind.is_dir() { 0 } else { metadata.nlink() },
+            mtime: (metadata.mtime(), metadata.mtime_nsec()),
+            content,
+        };
+        found.insert(at.strip_prefix(root).unwrap().to_owned(), facts);
+    }
+    found
+}
+
+/// A directory to unpack in, below one that stands for the host.
+pub(crate) struct Place {
+    host: tempfile::TempDir,
+    before: Picture,
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        let host = tempfile::tempdir().unwrap();
+        let canary = host.path().join("canary");
+        fs::create_dir_all(canary.join("dir")).unwrap();
+        fs::write(canary.join("file"), "host").unwrap();
+        symlink("file", canary.join("link")).unwrap();
+        fs::create_dir(host.path().join("target")).unwrap();
+        let before = picture(&canary);
+        Self { host, before }
+    }
+
+    pub(crate) fn target(&self) -> PathBuf {
+        self.host.path().join("target")
+    }
+
+    /// The canary's path as an absolute name on the host.
+    pub(crate) fn canary(&self) -> String {
+        self.host.path().join("canary").to_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn unpack(&self, archive: &[u8]) -> Result<Unpacked, LayerError> {
+        self.unpack_within(archive, &Limits::default())
+    }
+
+    pub(crate) fn unpack_within(&self, archive: &[u8], limits: &Limits) -> Result<Unpacked, LayerError> {
+        unpack(archive, Compression::Detect, &self.target(), limits)
+    }
+
+    /// Nothing beside the target was made, changed or removed.
+    pub(crate) fn assert_canary(&self, case: &str) {
+        assert_eq!(picture(&self.host.path().join("canary")), self.before, "{case}: the canary changed");
+        let mut names: Vec<_> =
+            fs::read_dir(self.host.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["canary", "target"], "{case}: something was made beside the target");
+    }
+}
