@@ -165,3 +165,218 @@ fn namespaces(options: wire::NamespaceOption) -> Result<[NamespaceMode; 3], Erro
     no_control(&format!("{FIELD}.target_id"), &options.target_id)?;
     Ok([pod_or_node("network", options.network)?, pid, pod_or_node("ipc", options.ipc)?])
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+
+    fn request() -> wire::RunPodSandboxRequest {
+        let metadata = wire::PodSandboxMetadata {
+            name: "web".into(),
+            uid: "u-1".into(),
+            namespace: "default".into(),
+            attempt: 2,
+        };
+        let config = wire::PodSandboxConfig { metadata: Some(metadata), ..Default::default() };
+        wire::RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() }
+    }
+
+    fn changed(change: impl FnOnce(&mut wire::PodSandboxConfig)) -> wire::RunPodSandboxRequest {
+        let mut request = request();
+        change(request.config.as_mut().unwrap());
+        request
+    }
+
+    fn with_security(
+        change: impl FnOnce(&mut wire::LinuxSandboxSecurityContext),
+    ) -> wire::RunPodSandboxRequest {
+        changed(|config| {
+            let linux = config.linux.get_or_insert_default();
+            change(linux.security_context.get_or_insert_default());
+        })
+    }
+
+    fn with_namespaces(change: impl FnOnce(&mut wire::NamespaceOption)) -> wire::RunPodSandboxRequest {
+        with_security(|security| change(security.namespace_options.get_or_insert_default()))
+    }
+
+    fn with_metadata(change: impl FnOnce(&mut wire::PodSandboxMetadata)) -> wire::RunPodSandboxRequest {
+        changed(|config| change(config.metadata.as_mut().unwrap()))
+    }
+
+    fn with_port(port: wire::PortMapping) -> wire::RunPodSandboxRequest {
+        changed(|config| config.port_mappings.push(port))
+    }
+
+    fn with_dns(dns: wire::DnsConfig) -> wire::RunPodSandboxRequest {
+        changed(|config| config.dns_config = Some(dns))
+    }
+
+    #[test]
+    fn the_smallest_request_is_taken() {
+        let sandbox = config(request(), &Config::default()).unwrap();
+        assert_eq!((sandbox.name.name.as_str(), sandbox.name.attempt), ("web", 2));
+        assert_eq!([sandbox.network, sandbox.pid, sandbox.ipc], [NamespaceMode::Pod; 3]);
+        assert!(sandbox.log_directory.is_none() && sandbox.dns.is_none() && sandbox.cgroup_parent.is_none());
+    }
+
+    #[test]
+    fn what_a_kubelet_sends_is_taken_as_it_is() {
+        let port =
+            wire::PortMapping { container_port: 80, host_port: 8080, protocol: 1, host_ip: "::1".into() };
+        let label = ("a\n\u{7f}".to_owned(), "b\u{0}\r".to_owned());
+        let request = changed(|config| {
+            config.hostname = "web-0.x".into();
+            config.log_directory = "/var/log/pods/default_web_u-1".into();
+            config.labels.extend([label.clone()]);
+            config.annotations.extend([label.clone()]);
+            config.port_mappings.push(port);
+            config.port_mappings.push(wire::PortMapping { container_port: 90, ..Default::default() });
+            config.dns_config = Some(wire::DnsConfig {
+                servers: vec!["10.96.0.10".into()],
+                searches: vec!["svc.cluster.local".into()],
+                options: vec!["ndots:5".into()],
+            });
+            config.linux = Some(wire::LinuxPodSandboxConfig {
+                cgroup_parent: "/kubepods/burstable/pod1".into(),
+                security_context: Some(wire::LinuxSandboxSecurityContext {
+                    // A kubelet sends this for each pod; there is no process that it could apply to.
+                    seccomp: Some(wire::SecurityProfile::default()),
+                    run_as_user: Some(wire::Int64Value { value: 1000 }),
+                    readonly_rootfs: true,
+                    privileged: true,
+                    namespace_options: Some(wire::NamespaceOption {
+                        pid: 1,
+                        network: 2,
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            });
+        });
+        let sandbox = config(request, &Config::default()).unwrap();
+        assert_eq!(sandbox.labels.get(&label.0), Some(&label.1), "labels are not touched");
+        assert_eq!(sandbox.annotations.get(&label.0), Some(&label.1));
+        assert_eq!(sandbox.ports.len(), 1, "host port 0 is none");
+        assert_eq!((sandbox.ports[0].host_port, sandbox.ports[0].protocol), (8080, Protocol::Udp));
+        assert_eq!(sandbox.cgroup_parent, Some(PathBuf::from("/kubepods/burstable/pod1")));
+        assert_eq!([sandbox.network, sandbox.pid], [NamespaceMode::Node, NamespaceMode::Container]);
+        assert!(sandbox.privileged);
+    }
+
+    #[test]
+    fn names_and_paths_are_refused_by_field() {
+        let metadata = "config.metadata";
+        let cases = [
+            (wire::RunPodSandboxRequest::default(), "config".to_owned()),
+            (changed(|config| config.metadata = None), metadata.to_owned()),
+            (with_metadata(|name| name.name.clear()), format!("{metadata}.name")),
+            (with_metadata(|name| name.name = "../x".into()), format!("{metadata}.name")),
+            (with_metadata(|name| name.namespace.clear()), format!("{metadata}.namespace")),
+            (with_metadata(|name| name.namespace = "a\nb".into()), format!("{metadata}.namespace")),
+            (with_metadata(|name| name.uid = "..".into()), format!("{metadata}.uid")),
+            (changed(|config| config.hostname = "a\nb".into()), "config.hostname".into()),
+            (changed(|config| config.hostname = "a b".into()), "config.hostname".into()),
+            (changed(|config| config.hostname = "a".repeat(65)), "config.hostname".into()),
+            (changed(|config| config.log_directory = "logs".into()), "config.log_directory".into()),
+            (changed(|config| config.log_directory = "/a/../b".into()), "config.log_directory".into()),
+        ];
+        for (request, field) in cases {
+            refused(request, &field);
+        }
+    }
+
+    #[test]
+    fn network_settings_are_refused_by_field() {
+        let dns = |field: &str| format!("config.dns_config.{field}");
+        let port = |field: &str| format!("config.port_mappings[0].{field}");
+        let mapping = wire::PortMapping { container_port: 80, host_port: 80, ..Default::default() };
+        let cases = [
+            (
+                with_dns(wire::DnsConfig { servers: vec!["a b".into()], ..Default::default() }),
+                dns("servers[0]"),
+            ),
+            (
+                with_dns(wire::DnsConfig { searches: vec!["a\n".into()], ..Default::default() }),
+                dns("searches[0]"),
+            ),
+            (
+                with_dns(wire::DnsConfig { options: vec![String::new()], ..Default::default() }),
+                dns("options[0]"),
+            ),
+            (
+                with_dns(wire::DnsConfig { options: vec!["a".into(); 65], ..Default::default() }),
+                dns("options"),
+            ),
+            (with_port(wire::PortMapping { protocol: 9, ..mapping.clone() }), port("protocol")),
+            (with_port(wire::PortMapping { container_port: 0, ..mapping.clone() }), port("container_port")),
+            (with_port(wire::PortMapping { host_port: 65_536, ..mapping.clone() }), port("host_port")),
+            (with_port(wire::PortMapping { host_port: -1, ..mapping.clone() }), port("host_port")),
+            (with_port(wire::PortMapping { host_ip: "x".into(), ..mapping }), port("host_ip")),
+        ];
+        for (request, field) in cases {
+            refused(request, &field);
+        }
+    }
+
+    #[test]
+    fn linux_settings_are_refused_by_field() {
+        let security = "config.linux.security_context";
+        let namespaces = format!("{security}.namespace_options");
+        let userns = |mode| Some(wire::UserNamespace { mode, ..Default::default() });
+        let label = Some(wire::SeLinuxOption { level: "s0\n".into(), ..Default::default() });
+        let linux = wire::LinuxPodSandboxConfig::default();
+        let sysctl = wire::LinuxPodSandboxConfig {
+            sysctls: [("kernel.shm_rmid_forced".to_owned(), "1".to_owned())].into(),
+            ..linux.clone()
+        };
+        let parent = |path: &str| wire::LinuxPodSandboxConfig { cgroup_parent: path.into(), ..linux.clone() };
+        let cases = [
+            (
+                changed(|config| config.windows = Some(wire::WindowsPodSandboxConfig::default())),
+                "config.windows".into(),
+            ),
+            (changed(|config| config.linux = Some(sysctl)), "config.linux.sysctls".into()),
+            (changed(|config| config.linux = Some(parent("pods"))), "config.linux.cgroup_parent".into()),
+            (changed(|config| config.linux = Some(parent("/a/../.."))), "config.linux.cgroup_parent".into()),
+            (with_namespaces(|options| options.network = 1), format!("{namespaces}.network")),
+            (with_namespaces(|options| options.network = 9), format!("{namespaces}.network")),
+            (with_namespaces(|options| options.ipc = 3), format!("{namespaces}.ipc")),
+            (with_namespaces(|options| options.pid = 3), format!("{namespaces}.pid")),
+            (
+                with_namespaces(|options| options.userns_options = userns(0)),
+                format!("{namespaces}.userns_options"),
+            ),
+            (
+                with_namespaces(|options| options.userns_options = userns(1)),
+                format!("{namespaces}.userns_options.mode"),
+            ),
+            (with_security(|context| context.selinux_options = label), format!("{security}.selinux_options")),
+        ];
+        for (request, field) in cases {
+            refused(request, &field);
+        }
+        assert!(
+            config(with_namespaces(|options| options.userns_options = userns(2)), &Config::default()).is_ok()
+        );
+    }
+
+    #[test]
+    fn only_configured_handlers_are_taken() {
+        let settings = Config::parse("[handlers.big]\n", Path::new("test")).unwrap();
+        let asks = |name: &str| wire::RunPodSandboxRequest { runtime_handler: name.into(), ..request() };
+        assert_eq!(config(asks("big"), &settings).unwrap().runtime_handler, "big");
+        let error = config(asks("kata"), &settings).unwrap_err();
+        assert!(matches!(error, Error::NotFound { kind: Kind::RuntimeHandler, .. }), "{error}");
+    }
+
+    fn refused(request: wire::RunPodSandboxRequest, field: &str) {
+        match config(request, &Config::default()) {
+            Err(Error::InvalidArgument { field: found, .. }) => assert_eq!(found, field),
+            other => panic!("{field}: {other:?}"),
+        }
+    }
+}
