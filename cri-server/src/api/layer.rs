@@ -167,6 +167,7 @@ fn span_of(method: &str, headers: &HeaderMap) -> Span {
     let span = tracing::info_span!(
         "call",
         method,
+        pod = field::Empty,
         sandbox = field::Empty,
         container = field::Empty,
         image = field::Empty,

@@ -11,6 +11,8 @@ mod listen;
 mod node_status;
 mod runtime_service;
 mod server;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use listen::bind;
 pub(crate) use server::serve;

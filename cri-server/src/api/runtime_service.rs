@@ -99,6 +99,7 @@ impl RuntimeService for RuntimeApi {
         request: Request<RunPodSandboxRequest>,
     ) -> Result<Response<RunPodSandboxResponse>, Status> {
         let config = convert::sandbox::config(request.into_inner(), &self.node.config.load())?;
+        Span::current().record("pod", format!("{}/{}", config.name.namespace, config.name.name));
         let pod_sandbox_id = sandbox::run::run(&self.node, config).await?;
         Span::current().record("sandbox", &pod_sandbox_id);
         Ok(Response::new(RunPodSandboxResponse { pod_sandbox_id }))

@@ -190,3 +190,155 @@ fn user(user: &ResolvedUser) -> wire::ContainerUser {
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::Arc;
+
+    use super::super::{container as convert_container, sandbox as convert_sandbox};
+    use super::*;
+    use crate::config::Config;
+    use crate::container::ExitReason;
+
+    fn sandbox_config() -> wire::PodSandboxConfig {
+        wire::PodSandboxConfig {
+            metadata: Some(wire::PodSandboxMetadata {
+                name: "web".into(),
+                uid: "u".into(),
+                namespace: "n".into(),
+                attempt: 3,
+            }),
+            labels: [("l\n".into(), "\u{0}".into())].into(),
+            annotations: [("a".into(), "{\n}".into())].into(),
+            ..Default::default()
+        }
+    }
+
+    fn sandbox_view() -> SandboxView {
+        let request =
+            wire::RunPodSandboxRequest { config: Some(sandbox_config()), runtime_handler: String::new() };
+        SandboxView {
+            id: "5".repeat(64),
+            config: Arc::new(convert_sandbox::config(request, &Config::default()).unwrap()),
+            created_at: 7,
+            ready: true,
+            addresses: vec!["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
+            pid: Some(42),
+            netns: None,
+            steps: Vec::new(),
+            attachment: None,
+            reason: String::new(),
+        }
+    }
+
+    fn container_config() -> wire::ContainerConfig {
+        wire::ContainerConfig {
+            metadata: Some(wire::ContainerMetadata { name: "c".into(), attempt: 1 }),
+            image: Some(wire::ImageSpec { image: "sha256:aa".into(), ..Default::default() }),
+            labels: [("l\n".into(), "\u{0}".into())].into(),
+            mounts: vec![wire::Mount {
+                container_path: "/data".into(),
+                host_path: "/srv//x/".into(),
+                readonly: true,
+                selinux_relabel: true,
+                propagation: 1,
+                ..Default::default()
+            }],
+            linux: Some(wire::LinuxContainerConfig {
+                resources: Some(wire::LinuxContainerResources {
+                    cpu_shares: 102,
+                    memory_limit_in_bytes: 1 << 20,
+                    oom_score_adj: -997,
+                    cpuset_cpus: "0-1".into(),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    fn container_view(phase: ContainerPhase) -> ContainerView {
+        let config = convert_container::config(Some(container_config()), &sandbox_view().config).unwrap();
+        ContainerView {
+            id: "c".repeat(64),
+            sandbox: "5".repeat(64),
+            config: Arc::new(config),
+            image_id: "sha256:aa".into(),
+            image_ref: "r/i@sha256:bb".into(),
+            image_name: "r/i:1".into(),
+            created_at: 8,
+            phase,
+            user: Some(ResolvedUser { uid: 1, gid: 2, groups: vec![2, 3] }),
+            log_path: Some(PathBuf::from("/var/log/pods/x/c/0.log")),
+            pid: Some(43),
+            stop_signal: 15,
+            steps: Vec::new(),
+            bundle: PathBuf::from("/nowhere"),
+        }
+    }
+
+    #[test]
+    fn a_sandbox_comes_back_as_it_was_sent() {
+        let (sent, status) = (sandbox_config(), sandbox(&sandbox_view()));
+        assert_eq!((status.metadata, &status.labels), (sent.metadata, &sent.labels));
+        assert_eq!(status.annotations, sent.annotations);
+        let network = status.network.unwrap();
+        assert_eq!((network.ip.as_str(), network.additional_ips[0].ip.as_str()), ("10.0.0.2", "fd00::2"));
+        let stopped = SandboxView { ready: false, addresses: Vec::new(), ..sandbox_view() };
+        assert_eq!(sandbox_item(&stopped).state, 1);
+        let network = sandbox(&stopped).network.unwrap();
+        assert!(network.ip.is_empty() && network.additional_ips.is_empty());
+    }
+
+    #[test]
+    fn a_container_comes_back_as_it_was_sent() {
+        let sent = container_config();
+        let status = container(&container_view(ContainerPhase::Created));
+        assert_eq!(
+            (status.metadata, status.labels, status.mounts),
+            (sent.metadata, sent.labels, sent.mounts)
+        );
+        assert_eq!(status.resources.unwrap().linux, sent.linux.unwrap().resources);
+        assert_eq!(status.image.unwrap().image, "r/i:1");
+        assert_eq!((status.image_ref.as_str(), status.image_id.as_str()), ("r/i@sha256:bb", "sha256:aa"));
+        assert_eq!(status.log_path, "/var/log/pods/x/c/0.log");
+        assert_eq!(status.stop_signal, i32::from(wire::Signal::Sigterm));
+        assert_eq!(status.user.unwrap().linux.unwrap().supplemental_groups, [2, 3]);
+        let item = container_item(&container_view(ContainerPhase::Created));
+        assert_eq!(item.image.unwrap().image, "sha256:aa", "a list names the image as the request did");
+    }
+
+    #[test]
+    fn phases_have_their_states_and_times() {
+        let exited = ContainerPhase::Exited {
+            started_at: 9,
+            finished_at: 10,
+            exit_code: 137,
+            reason: ExitReason::OOMKilled,
+            message: "m".into(),
+        };
+        let cases = [
+            (ContainerPhase::Created, (0, 0, 0, 0, "")),
+            (ContainerPhase::Running { started_at: 9 }, (1, 9, 0, 0, "")),
+            (exited, (2, 9, 10, 137, "OOMKilled")),
+            (ContainerPhase::Unknown, (3, 0, 0, 0, "")),
+        ];
+        for (phase, expected) in cases {
+            let found = container(&container_view(phase));
+            let times = (found.started_at, found.finished_at);
+            assert_eq!((found.state, times.0, times.1, found.exit_code, found.reason.as_str()), expected);
+        }
+    }
+
+    #[test]
+    fn verbose_documents_have_the_names_that_tools_read() {
+        let view = container_view(ContainerPhase::Created);
+        let spec = super::super::verbose::read_spec(&view.bundle);
+        let document = super::super::verbose::container(&view, &spec);
+        assert_eq!((&document["pid"], &document["sandboxID"]), (&43.into(), &"5".repeat(64).into()));
+        assert!(document["runtimeSpec"].is_null(), "there is no spec to read");
+        assert_eq!(super::super::verbose::sandbox(&sandbox_view())["pid"], 42);
+    }
+}
