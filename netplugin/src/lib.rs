@@ -1,6 +1,5 @@
 //! The network of a pod: CNI plugins, and the built-in network. Keeps no files: what must be remembered of an
 //! attachment is in the sandbox's record.
-//! STUB of the interface; its owner replaces it.
 #![forbid(unsafe_code)]
 
 pub mod builtin;

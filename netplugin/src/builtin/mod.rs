@@ -1,44 +1,35 @@
 //! The built-in network: a veth pair a pod, /32 (/128) addresses and link routes as in the field's teaching example,
-//! masquerade to go out, host ports. STUB of the interface; its owner replaces it.
+//! masquerade to go out, host ports. Routed, without a bridge; see `link` for the picture and `table` for the rules.
+//!
+//! Keeps no files: what a pod was given is its [`Attachment`], which the caller records before it is made, and the
+//! leases in memory are rebuilt from those records. Executes `nft` once at start, and for pods with host ports.
+//!
+//! Never: a change of a link, route or table that is not its own; a global sysctl turned off.
 
+mod error;
+mod lease;
+mod link;
+mod name;
+mod netlink;
+mod nft;
+mod port;
+mod reaper;
+mod route;
+mod sysctl;
+mod table;
+
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-/// Why a network operation failed.
-#[derive(Debug, thiserror::Error)]
-pub enum NetworkError {
-    /// Every address of the range is leased.
-    #[error("no address is free in {cidr}: {leased} are leased")]
-    Exhausted {
-        /// The range.
-        cidr: String,
-        /// How many.
-        leased: usize,
-    },
-    /// The kernel refused.
-    #[error("{doing} {object}: {source}")]
-    System {
-        /// What was being done.
-        doing: &'static str,
-        /// On which link, address or route.
-        object: String,
-        /// The kernel's answer.
-        source: std::io::Error,
-    },
-    /// `nft` refused the rules.
-    #[error("nft: {0}")]
-    Nft(String),
-    /// A range that cannot be used.
-    #[error("pod range {cidr:?}: {reason}")]
-    Range {
-        /// As configured.
-        cidr: String,
-        /// What is wrong.
-        reason: &'static str,
-    },
-}
+pub use error::NetworkError;
+use lease::Range;
+use link::Leased;
+use port::Ports;
+use reaper::Reaper;
 
 /// A host port that leads to the pod.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,38 +57,208 @@ pub struct Attachment {
 
 /// The built-in network of one instance.
 #[derive(Debug)]
-pub struct Builtin {}
+pub struct Builtin {
+    instance: String,
+    link_prefix: String,
+    reaper: Reaper,
+    leases: Mutex<Leases>,
+}
+
+/// What is given to whom.
+#[derive(Debug)]
+struct Leases {
+    ranges: Vec<Range>,
+    /// Host links by address. An address that is only known to be in use has none.
+    owners: HashMap<IpAddr, String>,
+    ports: Ports,
+}
 
 impl Builtin {
     /// `instance` prefixes the nft table and the veths; `ranges` are pod CIDRs, at most one a family; `used` are the
-    /// addresses of the sandboxes' records. Writes the nft table in one transaction, turns on forwarding.
+    /// addresses of the sandboxes' records. Writes the nft table in one transaction, turns on forwarding. Repeatable:
+    /// the host ports of live pods stay.
+    ///
+    /// # Errors
+    /// [`NetworkError::Range`] and [`NetworkError::Name`] for what is configured; [`NetworkError::Nft`] where the
+    /// rules cannot be had.
     pub fn start(instance: &str, ranges: &[String], used: &[IpAddr]) -> Result<Self, NetworkError> {
-        let _ = (instance, ranges, used);
-        Ok(Self {})
+        name::check_instance(instance)?;
+        let mut ranges = parse(ranges)?;
+        for range in &mut ranges {
+            used.iter().for_each(|address| range.mark(*address));
+        }
+        let link_prefix = name::prefix(instance);
+        nft::run(&table::whole(instance, &link_prefix, &ranges))?;
+        route::keep_inside(&ranges, name::number(instance))?;
+        let has = |v4: bool| ranges.iter().any(|range| range.network().0.is_ipv4() == v4);
+        sysctl::forward(has(true), has(false))?;
+        let reaper = Reaper::start(name::number(instance))?;
+        let leases = Leases { ranges, owners: HashMap::new(), ports: Ports::default() };
+        Ok(Self { instance: instance.to_owned(), link_prefix, reaper, leases: Mutex::new(leases) })
+    }
+
+    /// Takes over the attachments of the records after `start`: their addresses and host ports have owners again, and
+    /// host ports that somebody wiped (`nft flush ruleset`) are written again, in one transaction.
+    ///
+    /// # Errors
+    /// [`NetworkError::Nft`]. An attachment that contradicts an earlier one is left to that one, and logged.
+    pub fn adopt<'a>(
+        &self,
+        attachments: impl IntoIterator<Item = &'a Attachment>,
+    ) -> Result<(), NetworkError> {
+        let mut rules = Vec::new();
+        for attachment in attachments {
+            let adopted = self.leases().adopt(attachment).and_then(|()| port::rules(attachment));
+            match adopted {
+                Ok(mut more) => rules.append(&mut more),
+                Err(error) => tracing::warn!(link = attachment.host_link, %error, "host ports not adopted"),
+            }
+        }
+        if rules.is_empty() { Ok(()) } else { nft::run(&table::add_ports(&self.instance, &rules)) }
     }
 
     /// Leases addresses for a pod, and says how its links will be called: to be recorded before `attach`. The lease
     /// is given back by `detach`.
+    ///
+    /// # Errors
+    /// [`NetworkError::Exhausted`], [`NetworkError::Port`]: nothing is leased then.
     pub fn lease(&self, sandbox: &str, ports: &[HostPort]) -> Result<Attachment, NetworkError> {
-        let _ = (sandbox, ports);
-        todo!()
+        let host_link = name::link(&self.link_prefix, sandbox)?;
+        let addresses = self.leases().take(&host_link, ports)?;
+        Ok(Attachment { host_link, addresses, ports: ports.to_vec() })
     }
 
     /// Makes the veth pair, addresses, routes and host ports of a leased attachment. Blocking, a few milliseconds.
+    /// Repeatable after an attach that was cut off. After an error, `detach` undoes what was made.
+    ///
+    /// # Errors
+    /// The kernel's or nft's refusal.
     pub fn attach(&self, netns: BorrowedFd<'_>, attachment: &Attachment) -> Result<(), NetworkError> {
-        let _ = (netns, attachment);
-        todo!()
+        let link = &attachment.host_link;
+        name::check_link(link)?;
+        let rules = port::rules(attachment)?;
+        let leased = self.leases().leased(&attachment.addresses)?;
+        link::attach(netns, link, &leased)?;
+        if rules.is_empty() {
+            return Ok(());
+        }
+        sysctl::let_localhost_out(link)?;
+        nft::run(&table::add_ports(&self.instance, &rules))
     }
 
-    /// Undoes `attach` and gives the lease back. What is not there is done already; needs no netns.
+    /// Undoes `attach` and gives the lease back. What is not there is done already; needs no netns. On return nothing
+    /// leads to the pod or comes from it; the links themselves are removed within some 30 ms by a thread, by the next
+    /// `start`, or by the end of the pod's namespace, whichever is first.
+    ///
+    /// # Errors
+    /// The kernel's or nft's refusal: the lease is kept then, since its address or port may still be in use.
     pub fn detach(&self, attachment: &Attachment) -> Result<(), NetworkError> {
-        let _ = attachment;
-        todo!()
+        let link = &attachment.host_link;
+        name::check_link(link)?;
+        let mut rules = port::rules(attachment)?;
+        {
+            let leases = self.leases();
+            rules.retain(|rule| leases.is_of(rule.pod, link) && leases.ports.may_undo(rule, link));
+        }
+        if !rules.is_empty() {
+            nft::run(&table::remove_ports(&self.instance, &rules))?;
+        }
+        link::doom(link, &attachment.addresses, name::number(&self.instance))?;
+        self.leases().release(attachment);
+        self.reaper.wake()
     }
 
-    /// Removes the nft table of an instance. For `hack/down`.
+    /// Removes the nft table of an instance, its route, and links of detached pods. For `hack/down`. Forwarding stays
+    /// on. Pods that are attached keep their links and addresses.
+    ///
+    /// # Errors
+    /// The kernel's or nft's refusal.
     pub fn stop(instance: &str) -> Result<(), NetworkError> {
-        let _ = instance;
-        Ok(())
+        name::check_instance(instance)?;
+        nft::run(&table::none(instance))?;
+        route::release(name::number(instance))?;
+        link::remove_doomed(name::number(instance))
+    }
+
+    fn leases(&self) -> MutexGuard<'_, Leases> {
+        // Each change is made whole before anything that can panic.
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+fn parse(ranges: &[String]) -> Result<Vec<Range>, NetworkError> {
+    let ranges: Vec<Range> = ranges.iter().map(|cidr| Range::parse(cidr)).collect::<Result<_, _>>()?;
+    let fault = |cidr: &str, reason| Err(NetworkError::Range { cidr: cidr.to_owned(), reason });
+    match &ranges[..] {
+        [] => fault("", "none is configured"),
+        [_] => Ok(ranges),
+        [one, two] if one.network().0.is_ipv4() != two.network().0.is_ipv4() => Ok(ranges),
+        [.., last] => fault(last.cidr(), "is a second one of its family"),
+    }
+}
+
+impl Leases {
+    fn take(&mut self, link: &str, ports: &[HostPort]) -> Result<Vec<IpAddr>, NetworkError> {
+        let mut families = [false; 2];
+        for range in &self.ranges {
+            families[usize::from(range.network().0.is_ipv6())] = true;
+        }
+        self.ports.take(ports, link, families)?;
+        let mut addresses = Vec::new();
+        for range in &mut self.ranges {
+            match range.take() {
+                Ok(address) => addresses.push(address),
+                Err(error) => {
+                    self.free(&addresses, link);
+                    return Err(error);
+                }
+            }
+        }
+        self.owners.extend(addresses.iter().map(|address| (*address, link.to_owned())));
+        Ok(addresses)
+    }
+
+    fn adopt(&mut self, attachment: &Attachment) -> Result<(), NetworkError> {
+        let families = [false, true].map(|v6| attachment.addresses.iter().any(|a| a.is_ipv6() == v6));
+        for address in &attachment.addresses {
+            self.ranges.iter_mut().for_each(|range| range.mark(*address));
+            self.owners.entry(*address).or_insert_with(|| attachment.host_link.clone());
+        }
+        self.ports.take(&attachment.ports, &attachment.host_link, families)
+    }
+
+    fn leased(&self, addresses: &[IpAddr]) -> Result<Vec<Leased>, NetworkError> {
+        let leased = |address: &IpAddr| {
+            let range = self.ranges.iter().find(|range| range.contains(*address));
+            let range = range.ok_or_else(|| NetworkError::Range {
+                cidr: address.to_string(),
+                reason: "this address of the pod is in no range that is configured now",
+            })?;
+            Ok(Leased { address: *address, gateway: range.gateway() })
+        };
+        addresses.iter().map(leased).collect()
+    }
+
+    /// The address is this link's, or nobody's.
+    fn is_of(&self, address: IpAddr, link: &str) -> bool {
+        self.owners.get(&address).is_none_or(|owner| owner == link)
+    }
+
+    fn release(&mut self, attachment: &Attachment) {
+        self.free(&attachment.addresses, &attachment.host_link);
+    }
+
+    /// A second detach must not free what has been leased to somebody else since.
+    fn free(&mut self, addresses: &[IpAddr], link: &str) {
+        for address in addresses {
+            if self.is_of(*address, link) {
+                self.owners.remove(address);
+                self.ranges.iter_mut().for_each(|range| range.release(*address));
+            }
+        }
+        self.ports.release(link);
+    }
+}
+
+#[cfg(test)]
+mod test;

@@ -1,0 +1,225 @@
+//! The veth pair of a pod, its addresses and routes.
+//!
+//! ```text
+//!   pod: eth0 10.88.0.5/32                        host: <link> 10.88.0.1/32 (on every pod's link)
+//!     10.88.0.1 dev eth0 scope link                 10.88.0.5 dev <link> scope link src 10.88.0.1
+//!     default via 10.88.0.1 dev eth0                unreachable 10.88.0.0/16 (once)
+//! ```
+//!
+//! There is no bridge: a packet between pods is routed by the host, and no pod hears another's broadcasts. The pod's
+//! end is made inside the pod's namespace at once, so it never has a name on the host.
+
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use rustix::io::Errno;
+
+use super::NetworkError;
+use super::netlink::{Netlink, Request};
+use super::route::{self, Route, family, full_prefix};
+use super::sysctl;
+
+/// What every tool expects the pod's link to be called.
+pub(super) const POD_LINK: &str = "eth0";
+/// A new network namespace has its loopback link first.
+const LOOPBACK: u32 = 1;
+/// One address of a pod.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Leased {
+    /// The pod's.
+    pub(super) address: IpAddr,
+    /// Of the address's range: where the pod sends to.
+    pub(super) gateway: IpAddr,
+}
+
+/// Makes the pair, gives it its addresses and routes. A pair of that name from an attach that was cut off is replaced.
+pub(super) fn attach(netns: BorrowedFd<'_>, name: &str, addresses: &[Leased]) -> Result<(), NetworkError> {
+    let (host, pod) = (Netlink::here()?, Netlink::inside(netns)?);
+    let (host_index, pod_index) = make(&host, netns, name)?;
+    // Before the link is up, when the first router advertisement could come in (CVE-2020-10749).
+    sysctl::protect(name, addresses.iter().any(|leased| leased.address.is_ipv6()))?;
+    pod.run(pod_requests(pod_index, addresses))?;
+    host.run(host_requests(name, host_index, addresses))?;
+    Ok(())
+}
+
+/// Takes the pair's host end out of use: the pod's addresses lead nowhere from here on, and what the pod still sends is
+/// dropped, since no route leads back. The pair itself goes with the next [`remove_doomed`] of the group: the kernel
+/// takes some 30 ms for that, for one as for many.
+pub(super) fn doom(name: &str, addresses: &[IpAddr], group: u32) -> Result<(), NetworkError> {
+    let host = Netlink::here()?;
+    let Some((index, _)) = indexes(&host.run(vec![Request { done: &[Errno::NODEV], ..find(name) }])?) else {
+        return Ok(());
+    };
+    // By the link's index: the address may be another pod's by now.
+    let mut requests: Vec<Request> =
+        addresses.iter().map(|address| route::remove(Route::to(*address, index).message())).collect();
+    let mut marked = LinkMessage::default();
+    marked.header.index = index;
+    marked.attributes = vec![LinkAttribute::Group(group)];
+    requests.push(Request {
+        message: RouteNetlinkMessage::SetLink(marked),
+        flags: 0,
+        doing: "mark for removal",
+        object: name.to_owned(),
+        done: &[Errno::NODEV],
+    });
+    host.run(requests).map(drop)
+}
+
+/// Removes every pair of a group; addresses and routes go with it, in both namespaces.
+pub(super) fn remove_doomed(group: u32) -> Result<(), NetworkError> {
+    let mut all = LinkMessage::default();
+    all.attributes = vec![LinkAttribute::Group(group)];
+    let request = Request {
+        message: RouteNetlinkMessage::DelLink(all),
+        flags: 0,
+        doing: "remove links of group",
+        object: format!("{group:#x}"),
+        done: &[Errno::NODEV],
+    };
+    Netlink::here()?.run(vec![request]).map(drop)
+}
+
+/// The indexes of both ends.
+fn make(host: &Netlink, netns: BorrowedFd<'_>, name: &str) -> Result<(u32, u32), NetworkError> {
+    let create = || Request {
+        message: RouteNetlinkMessage::NewLink(pair(netns, name)),
+        flags: NLM_F_CREATE | NLM_F_EXCL,
+        doing: "make link",
+        object: format!("{name} with {POD_LINK} in the pod"),
+        done: &[],
+    };
+    let answers = match host.run(vec![create(), find(name)]) {
+        // The second try tells a left-over of ours from an eth0 that the pod has already.
+        Err(NetworkError::System { source, .. }) if Errno::from_io_error(&source) == Some(Errno::EXIST) => {
+            host.run(vec![delete(name), create(), find(name)])?
+        }
+        answers => answers?,
+    };
+    indexes(&answers).ok_or_else(|| NetworkError::system("look up", name, Errno::NODEV))
+}
+
+fn indexes(answers: &[RouteNetlinkMessage]) -> Option<(u32, u32)> {
+    answers.iter().find_map(|answer| match answer {
+        RouteNetlinkMessage::NewLink(link) => {
+            let peer = link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::Link(index) => Some(*index),
+                _ => None,
+            })?;
+            Some((link.header.index, peer))
+        }
+        _ => None,
+    })
+}
+
+/// Both ends in one message. They get addresses of their own choosing: else systemd-udevd would change the host end's
+/// soon after (MACAddressPolicy=persistent), when the pod has it in its neighbour table.
+fn pair(netns: BorrowedFd<'_>, name: &str) -> LinkMessage {
+    let mut peer = LinkMessage::default();
+    peer.attributes = vec![
+        LinkAttribute::IfName(POD_LINK.to_owned()),
+        LinkAttribute::Address(mac(name, b'p').to_vec()),
+        LinkAttribute::NetNsFd(netns.as_raw_fd()),
+    ];
+    let mut link = LinkMessage::default();
+    link.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::Address(mac(name, b'h').to_vec()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]),
+    ];
+    link
+}
+
+/// A locally administered unicast address that depends on the link's name alone.
+fn mac(name: &str, end: u8) -> [u8; 6] {
+    let hash = super::name::hash(name.bytes().chain([end])).to_be_bytes();
+    [0x02, hash[3], hash[4], hash[5], hash[6], hash[7]]
+}
+
+fn named(name: &str) -> LinkMessage {
+    let mut link = LinkMessage::default();
+    link.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+    link
+}
+
+fn find(name: &str) -> Request {
+    Request {
+        message: RouteNetlinkMessage::GetLink(named(name)),
+        flags: 0,
+        doing: "look up",
+        object: name.to_owned(),
+        done: &[],
+    }
+}
+
+fn delete(name: &str) -> Request {
+    Request {
+        message: RouteNetlinkMessage::DelLink(named(name)),
+        flags: 0,
+        doing: "remove link",
+        object: name.to_owned(),
+        done: &[Errno::NODEV],
+    }
+}
+
+fn up(index: u32, name: &str) -> Request {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    link.header.flags = LinkFlags::Up;
+    link.header.change_mask = LinkFlags::Up;
+    Request {
+        message: RouteNetlinkMessage::SetLink(link),
+        flags: 0,
+        doing: "set up link",
+        object: name.to_owned(),
+        done: &[],
+    }
+}
+
+fn pod_requests(index: u32, addresses: &[Leased]) -> Vec<Request> {
+    let mut requests = vec![up(LOOPBACK, "lo of the pod"), up(index, "eth0 of the pod")];
+    for Leased { address, gateway } in addresses.iter().copied() {
+        requests.push(add_address(index, address));
+        requests.push(route::add(Route::to(gateway, index)));
+        requests.push(route::add(Route::default_by(gateway, index)));
+    }
+    requests
+}
+
+fn host_requests(name: &str, index: u32, addresses: &[Leased]) -> Vec<Request> {
+    let mut requests = vec![up(index, name)];
+    for Leased { address, gateway } in addresses.iter().copied() {
+        requests.push(add_address(index, gateway));
+        // The source is said, since the host has the gateway's address on many links.
+        requests.push(route::add(Route::from_source(address, index, gateway)));
+    }
+    requests
+}
+
+fn add_address(index: u32, address: IpAddr) -> Request {
+    let mut message = AddressMessage::default();
+    message.header.family = family(address);
+    message.header.prefix_len = full_prefix(address);
+    message.header.index = index;
+    message.header.scope = AddressScope::Universe;
+    // Nobody else can have it: detection would only keep it unusable for a second.
+    message.header.flags = AddressHeaderFlags::Nodad;
+    message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+    Request {
+        message: RouteNetlinkMessage::NewAddress(message),
+        flags: NLM_F_CREATE | NLM_F_EXCL,
+        doing: "add address",
+        object: address.to_string(),
+        done: &[],
+    }
+}
