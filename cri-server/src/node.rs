@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use crate::config::Config;
 use crate::error::Error;
 use crate::gate::Gate;
-use crate::image::Images;
+use crate::image::{Images, Options};
 
 /// One instance of Cove.
 #[derive(Debug)]
@@ -23,7 +23,12 @@ pub struct Node {
 impl Node {
     /// Takes both roots (a second daemon is refused), opens the image store, the cgroup tree and the network.
     pub fn open(config: Config) -> Result<Arc<Self>, Error> {
-        let images = Images::open(&config.root)?;
+        let options = Options {
+            plain_http: config.images.plain_http.clone(),
+            parallel_layers: config.images.max_parallel_layers,
+            ..Options::default()
+        };
+        let images = Images::open(&config.root, options)?;
         Ok(Arc::new(Self { config: ArcSwap::from_pointee(config), gate: Gate::default(), images }))
     }
 

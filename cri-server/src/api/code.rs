@@ -98,6 +98,30 @@ fn of_network(error: &NetworkError) -> Code {
 fn of_image(error: &ImageError) -> Code {
     match error {
         ImageError::NotFound { .. } => Code::NotFound,
+        ImageError::Ambiguous { .. }
+        | ImageError::InvalidReference { .. }
+        | ImageError::InvalidAuth { .. } => Code::InvalidArgument,
+        // The one that a kubelet reads by its prefix.
+        ImageError::RegistryUnavailable { .. } => Code::Unknown,
+        ImageError::Registry { status, .. } => of_registry(*status),
+        // What the registry holds is not usable, and the same request would find it so again.
+        ImageError::Content { .. } | ImageError::Layer { .. } if error.is_disk_full() => {
+            Code::ResourceExhausted
+        }
+        ImageError::Content { .. } | ImageError::Layer { .. } => Code::FailedPrecondition,
+        ImageError::Unsupported { .. } => Code::Unimplemented,
+        ImageError::Store { source, .. } => of_io(source),
+    }
+}
+
+fn of_registry(status: u16) -> Code {
+    match status {
+        401 => Code::Unauthenticated,
+        403 => Code::PermissionDenied,
+        404 => Code::NotFound,
+        429 => Code::ResourceExhausted,
+        500.. => Code::Unavailable,
+        _ => Code::FailedPrecondition,
     }
 }
 

@@ -1,23 +1,82 @@
 //! Images: names, registry, pull, store.
 //!
-//! STUB of the interface that `container` and `api` use; its owner replaces it.
+//! [`Images`] is what the rest of the daemon uses. A pull is [`pull`]; what it needs lies in one file each: names in
+//! `reference`, the registry in `registry` over `transport`, documents in `manifest` and `config`, layers in `layer` and
+//! `stage`, disk in `layout` and `record`, memory in `store` and `catalog`. Never runs anything that came with an image, and
+//! reads none of its labels.
+
+mod auth;
+mod background;
+mod catalog;
+mod collect;
+mod commit;
+mod config;
+mod error;
+mod flight;
+mod layer;
+mod layout;
+mod lease;
+mod manifest;
+mod pull;
+mod record;
+mod reference;
+mod registry;
+mod remove;
+mod resolve;
+mod stage;
+mod store;
+mod stream;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod transport;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-/// Why an image operation failed.
-#[derive(Debug, thiserror::Error)]
-pub enum ImageError {
-    /// No image of this name, digest or id is present.
-    #[error("image {reference:?} is not present: pull it first")]
-    NotFound {
-        /// As asked for.
-        reference: String,
-    },
+use cove_layer::{Algorithm, Digest, Limits};
+use futures_util::FutureExt as _;
+
+pub use error::ImageError;
+use flight::Flights;
+use reference::Reference;
+use registry::Registry;
+use store::Store;
+use transport::Transport;
+
+/// How long a registry may send nothing (features.md 5.5).
+const PROGRESS_LIMIT: Duration = Duration::from_secs(300);
+/// How many layers of one pull are fetched at once (security-bar.md R28).
+const PARALLEL_LAYERS: usize = 3;
+
+/// What an administrator can choose.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Registries (`host` or `host:port`) that are asked without TLS, beside those on loopback.
+    pub plain_http: Vec<String>,
+    /// How many layers of one pull are fetched at once.
+    pub parallel_layers: usize,
+    /// How long a registry may send nothing.
+    pub progress: Duration,
+    /// What a layer may take.
+    pub limits: Limits,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            plain_http: Vec::new(),
+            parallel_layers: PARALLEL_LAYERS,
+            progress: PROGRESS_LIMIT,
+            limits: Limits::default(),
+        }
+    }
 }
 
 /// What an image says of the containers made from it. Every value comes from the image: hostile until checked.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct ImageConfig {
     /// `USER`.
     pub user: String,
@@ -44,7 +103,7 @@ pub struct Image {
     pub repo_tags: Vec<String>,
     /// `registry/name@sha256:…`, sorted.
     pub repo_digests: Vec<String>,
-    /// Bytes that its layers take.
+    /// Bytes that its layers, manifest and config take.
     pub size: u64,
     /// Never collected.
     pub pinned: bool,
@@ -54,11 +113,12 @@ pub struct Image {
     pub layers: Vec<PathBuf>,
 }
 
-/// Keeps an image's layers from being collected while it lives.
+/// Keeps an image's layers from being collected while it, or a clone of it, lives.
 #[derive(Debug, Clone)]
 pub struct Lease {
     /// The image.
     pub image: Arc<Image>,
+    _guard: Arc<lease::Guard>,
 }
 
 /// Credentials of one pull. Nothing of it is stored or logged.
@@ -95,62 +155,129 @@ pub struct FsInfo {
     pub inodes_used: u64,
 }
 
+/// What pulls share.
+#[derive(Debug)]
+struct Shared {
+    store: Arc<Store>,
+    transport: Arc<Transport>,
+    /// Pulls that run, by reference and credentials.
+    pulls: Flights<(Reference, Option<Digest>), Image>,
+    /// Layers that are being fetched, by diff ID.
+    layers: Flights<Digest, Option<stage::StagedLayer>>,
+    parallel_layers: usize,
+    limits: Arc<Limits>,
+}
+
 /// Every image of this node.
 #[derive(Debug)]
 pub struct Images {
-    root: PathBuf,
+    shared: Arc<Shared>,
 }
 
 impl Images {
-    /// Opens the store below `root` (the instance's root directory), reads the records of whole images, removes what
-    /// an earlier daemon left half-done. `in_use` names the image ids that container records refer to.
-    pub fn open(root: &Path) -> Result<Self, ImageError> {
-        Ok(Self { root: root.to_owned() })
+    /// Opens the store in `images` below `root` (the instance's root directory), reads the records of whole images, and
+    /// removes what an earlier daemon left half-done. Nothing is collected before [`Images::recovered`].
+    pub fn open(root: &Path, options: Options) -> Result<Self, ImageError> {
+        let (sender, jobs) = std::sync::mpsc::channel();
+        let store = Arc::new(Store::open(root.join("images"), sender)?);
+        background::start(Arc::downgrade(&store), jobs)?;
+        let shared = Shared {
+            store,
+            transport: Arc::new(Transport::new(options.plain_http, options.progress)),
+            pulls: Flights::default(),
+            layers: Flights::default(),
+            parallel_layers: options.parallel_layers.max(1),
+            limits: Arc::new(options.limits),
+        };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Pulls `reference` and returns the image's id once it is whole, synced and visible. Cancelled by dropping the
-    /// future: whole layers are kept.
+    /// Every container record has said by [`Images::hold`] what it needs: from now on what nobody needs is deleted. Not
+    /// called while a container record cannot be read.
+    pub fn recovered(&self) {
+        self.shared.store.index().recovered = true;
+        self.shared.store.later(background::Job::Collect);
+    }
+
+    /// Pulls `reference` and returns the image once it is whole, synced and visible. Pulls of the same reference with the
+    /// same credentials are one. Cancelled by dropping the future: the last of them ends it, and whole layers are kept.
     pub async fn pull(&self, reference: &str, auth: Option<Auth>) -> Result<Arc<Image>, ImageError> {
-        let _ = (auth, &self.root);
-        Err(ImageError::NotFound { reference: reference.to_owned() })
+        let reference = Reference::parse(reference)?;
+        let credentials = auth::Credentials::new(auth.as_ref(), &reference)?;
+        let registry = Registry::new(self.shared.transport.clone(), reference.clone(), credentials)?;
+        let key = (reference, auth::fingerprint(auth.as_ref()));
+        let shared = self.shared.clone();
+        self.shared.pulls.join(key, || pull::pull(shared, Arc::new(registry)).boxed()).await
     }
 
     /// Whole images, each once; with a filter, those it names (by reference or id).
     pub fn list(&self, filter: Option<&str>) -> Vec<Arc<Image>> {
-        let _ = filter;
-        Vec::new()
+        match filter {
+            None => self.shared.store.catalog().all(),
+            Some(filter) => self.status(filter).into_iter().collect(),
+        }
     }
 
     /// By tag, digest reference, id, or unique id prefix. Reads memory only.
     pub fn status(&self, reference: &str) -> Option<Arc<Image>> {
-        let _ = reference;
-        None
+        self.shared.store.catalog().find(reference).ok().flatten().cloned()
     }
 
     /// Finds an image and keeps it while the lease lives.
     pub fn lease(&self, reference: &str) -> Result<Lease, ImageError> {
-        Err(ImageError::NotFound { reference: reference.to_owned() })
+        let (image, guard) = lease::lease(&self.shared.store, reference)?;
+        Ok(Lease { image, _guard: Arc::new(guard) })
     }
 
     /// A container record refers to this image (by id) until `release`: its layers outlive its names. Idempotent by
     /// container id.
     pub fn hold(&self, image_id: &str, container_id: &str) {
-        let _ = (image_id, container_id);
+        self.shared.store.index().holds.insert(container_id.to_owned(), image_id.to_owned());
+    }
+
+    /// The image that this container holds, also after its names were removed.
+    pub fn held(&self, container_id: &str) -> Option<Arc<Image>> {
+        let index = self.shared.store.index();
+        let id: Digest = index.holds.get(container_id)?.parse().ok()?;
+        index.images.get(&id).map(|entry| entry.image.clone())
     }
 
     /// The container record is gone.
     pub fn release(&self, container_id: &str) {
-        let _ = container_id;
+        let held = self.shared.store.index().holds.remove(container_id);
+        if let Some(image_id) = held {
+            lease::collect_if_removed(&self.shared.store, &image_id);
+        }
     }
 
-    /// Removes every name of the image that `reference` names; unknown is success.
+    /// Removes every name of the image that `reference` names; unknown is success. It is invisible at once; layers that a
+    /// container or a lease needs stay until they are let go.
     pub async fn remove(&self, reference: &str) -> Result<(), ImageError> {
-        let _ = reference;
-        Ok(())
+        let (store, reference) = (self.shared.store.clone(), reference.to_owned());
+        blocking(move || remove::remove(&store, &reference)).await
     }
 
     /// What images take on disk: counted while unpacking, never by a walk.
     pub fn fs_info(&self) -> FsInfo {
-        FsInfo { mountpoint: self.root.clone(), used_bytes: 0, inodes_used: 0 }
+        let catalog = self.shared.store.catalog();
+        FsInfo {
+            mountpoint: self.shared.store.layout.root().to_owned(),
+            used_bytes: catalog.used_bytes,
+            inodes_used: catalog.inodes_used,
+        }
+    }
+}
+
+fn sha256(bytes: &[u8]) -> Digest {
+    Digest::of(Algorithm::Sha256, bytes)
+}
+
+/// Runs what may wait on a thread that may. It runs to its end, also when nobody waits for it any more.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime is shutting down, and with it whoever waits here.
+        Err(_) => std::future::pending().await,
     }
 }

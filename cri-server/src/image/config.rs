@@ -1,0 +1,159 @@
+//! The config of an image: which layers it has and what it says of its containers. Only called on bytes whose digest was
+//! verified. Labels and annotations are not read: nothing in an image steers Cove (A38).
+
+use std::collections::BTreeMap;
+
+use cove_layer::Digest;
+use serde::{Deserialize, Deserializer};
+
+use super::ImageConfig;
+use super::manifest::host_architecture;
+
+/// What is read of a config.
+#[derive(Debug, Clone)]
+pub(super) struct Config {
+    /// Digests of the unpacked layers, the undermost first.
+    pub(super) diff_ids: Vec<Digest>,
+    /// What it says of containers.
+    pub(super) container: ImageConfig,
+}
+
+#[derive(Deserialize)]
+struct Raw {
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    config: Option<Container>,
+    rootfs: RootFs,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(deserialize_with = "digests")]
+    diff_ids: Vec<Digest>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct Container {
+    #[serde(deserialize_with = "null_as_default")]
+    user: String,
+    #[serde(deserialize_with = "null_as_default")]
+    env: Vec<String>,
+    #[serde(deserialize_with = "null_as_default")]
+    entrypoint: Vec<String>,
+    #[serde(deserialize_with = "null_as_default")]
+    cmd: Vec<String>,
+    #[serde(deserialize_with = "null_as_default")]
+    working_dir: String,
+    #[serde(deserialize_with = "null_as_default")]
+    stop_signal: String,
+    #[serde(deserialize_with = "null_as_default")]
+    volumes: BTreeMap<String, serde::de::IgnoredAny>,
+}
+
+/// Parses a config that must describe `layers` layers for this machine.
+pub(super) fn parse(bytes: &[u8], layers: usize) -> Result<Config, String> {
+    let raw: Raw = serde_json::from_slice(bytes).map_err(|error| format!("is no image config: {error}"))?;
+    if raw.rootfs.kind != "layers" {
+        return Err(format!("has a rootfs of type {:?}", raw.rootfs.kind));
+    }
+    if raw.rootfs.diff_ids.len() != layers {
+        return Err(format!("names {} layers, and the manifest names {layers}", raw.rootfs.diff_ids.len()));
+    }
+    if !(raw.os.is_empty() || raw.os == "linux")
+        || !(raw.architecture.is_empty() || raw.architecture == host_architecture())
+    {
+        return Err(format!(
+            "is for {:?} on {:?}; this machine is linux on {}",
+            raw.os,
+            raw.architecture,
+            host_architecture()
+        ));
+    }
+    let container = raw.config.unwrap_or_default();
+    Ok(Config {
+        diff_ids: raw.rootfs.diff_ids,
+        container: ImageConfig {
+            user: container.user,
+            env: container.env,
+            entrypoint: container.entrypoint,
+            cmd: container.cmd,
+            working_dir: container.working_dir,
+            stop_signal: container.stop_signal,
+            volumes: container.volumes.into_keys().collect(),
+        },
+    })
+}
+
+/// Builders write `null` for lists and maps that are not set.
+fn null_as_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+fn digests<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Digest>, D::Error> {
+    #[derive(Deserialize)]
+    struct One(#[serde(deserialize_with = "super::manifest::digest")] Digest);
+    Ok(Vec::<One>::deserialize(deserializer)?.into_iter().map(|one| one.0).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const D: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    fn document() -> Value {
+        json!({
+            "architecture": host_architecture(), "os": "linux",
+            "rootfs": {"type": "layers", "diff_ids": [D]},
+            "config": {
+                "User": "1000:1000", "Env": ["A=b"], "Entrypoint": null, "Cmd": ["sh"], "WorkingDir": "/w",
+                "StopSignal": "SIGINT", "Volumes": {"/b": {}, "/a": {}}, "Labels": {"io.kubernetes.x": "y"}
+            }
+        })
+    }
+
+    fn parse_value(document: &Value, layers: usize) -> Result<Config, String> {
+        parse(&serde_json::to_vec(document).unwrap(), layers)
+    }
+
+    #[test]
+    fn what_containers_need_is_read() {
+        let config = parse_value(&document(), 1).unwrap();
+        assert_eq!(config.diff_ids, [D.parse().unwrap()]);
+        assert_eq!(config.container.user, "1000:1000");
+        assert_eq!(config.container.env, ["A=b"]);
+        assert!(config.container.entrypoint.is_empty());
+        assert_eq!(config.container.cmd, ["sh"]);
+        assert_eq!(config.container.volumes, ["/a", "/b"]);
+        let bare = json!({"rootfs": {"type": "layers", "diff_ids": []}, "config": null});
+        assert!(parse_value(&bare, 0).unwrap().container.cmd.is_empty());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let table = [
+            ("/rootfs/diff_ids", json!([D, D]), "names 2 layers"),
+            ("/rootfs/diff_ids", json!(["sha256:../../../etc"]), "not a sha256"),
+            ("/rootfs/type", json!("x"), "rootfs of type"),
+            ("/architecture", json!("riscv128"), "riscv128"),
+            ("/os", json!("windows"), "windows"),
+            ("/config", json!([1]), "no image config"),
+        ];
+        for (pointer, value, expected) in table {
+            let mut changed = document();
+            *changed.pointer_mut(pointer).unwrap() = value;
+            let error = parse_value(&changed, 1).expect_err(expected);
+            assert!(error.contains(expected), "{error} lacks {expected}");
+        }
+    }
+}

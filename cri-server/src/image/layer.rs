@@ -1,0 +1,154 @@
+//! One layer from its registry to its files while it arrives: network, digest of the blob, decompression, diff ID, files.
+//! Nothing is visible before size, digest and diff ID were found right.
+
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt as _;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use cove_layer::{Digest, HashingReader, LayerError, Limits, Unpacked};
+
+use super::manifest::Layer;
+use super::record::LayerRecord;
+use super::registry::Registry;
+use super::stage::{Stage, StagedLayer};
+use super::store::Store;
+use super::stream::{self, Feed, Source};
+use super::{ImageError, blocking};
+
+/// A layer's directory, the root of its files, and its record.
+const OWN_INODES: u64 = 3;
+
+/// What the thread that unpacks found.
+enum Fault {
+    /// A file of the store.
+    Store(ImageError),
+    /// The layer itself.
+    Layer(LayerError),
+    /// Its digest, size or diff ID.
+    Wrong(String),
+    /// No bytes came any more: the network side knows why.
+    CutOff,
+}
+
+/// Fetches and unpacks one layer, unless it is there already.
+pub(super) async fn fetch(
+    store: Arc<Store>,
+    registry: Arc<Registry>,
+    layer: Layer,
+    diff_id: Digest,
+    limits: Arc<Limits>,
+) -> Result<Option<StagedLayer>, ImageError> {
+    if store.index().layers.contains_key(&diff_id) {
+        return Ok(None);
+    }
+    let (feed, source) = stream::channel();
+    let unpacking = {
+        let (layer, diff_id) = (layer.clone(), diff_id.clone());
+        blocking(move || unpack(store, source, &layer, diff_id, &limits))
+    };
+    let (fed, unpacked) = futures_util::future::join(pump(&registry, &layer, feed), unpacking).await;
+    // Whichever side failed first made the other fail: the network is the cause when the thread only saw no bytes.
+    match (fed, unpacked) {
+        (_, Ok(staged)) => Ok(Some(staged)),
+        (Err(network), Err(Fault::CutOff)) => Err(network),
+        (_, Err(fault)) => Err(error(&registry, &layer, fault)),
+    }
+}
+
+/// Sends the blob to the thread, and no more than its descriptor says.
+async fn pump(registry: &Registry, layer: &Layer, feed: Feed) -> Result<(), ImageError> {
+    let mut blob = registry.blob(&layer.blob).await?;
+    let mut left = layer.blob.size;
+    while let Some(data) = registry.next(&mut blob, &layer.blob).await? {
+        let length = u64::try_from(data.len()).unwrap_or(u64::MAX);
+        if length > left {
+            return Err(registry.content(&format!("layer {}", layer.blob), "more bytes were sent"));
+        }
+        left -= length;
+        if !feed.data(data).await {
+            return Ok(());
+        }
+    }
+    if left > 0 {
+        return Err(registry.content(&format!("layer {}", layer.blob), format!("ended {left} bytes early")));
+    }
+    feed.end().await;
+    Ok(())
+}
+
+/// Runs on a thread that may wait. Cut off, it moves what it has made to the trash.
+fn unpack(
+    store: Arc<Store>,
+    source: Source,
+    layer: &Layer,
+    diff_id: Digest,
+    limits: &Limits,
+) -> Result<StagedLayer, Fault> {
+    let stage = Stage::new(store).map_err(Fault::Store)?;
+    let mut blob = HashingReader::new(source, layer.blob.digest.algorithm());
+    let unpacked = cove_layer::unpack(&mut blob, layer.compression, &stage.files(), limits);
+    if let Err(LayerError::Source(_)) = unpacked {
+        return Err(Fault::CutOff);
+    }
+    // A blob that is not the one asked for is the better reason, so all of it is hashed; a full disk is not its fault.
+    let is_writers_fault = unpacked.as_ref().is_err_and(|error| errno(error).is_some());
+    if !is_writers_fault {
+        verify_blob(blob, layer)?;
+    }
+    let unpacked = unpacked.map_err(Fault::Layer)?;
+    if unpacked.diff_id != diff_id {
+        return Err(Fault::Wrong(format!(
+            "its diff ID is {}, and the config says {diff_id}",
+            unpacked.diff_id
+        )));
+    }
+    stage.finish(diff_id, &record(&unpacked)).map_err(Fault::Store)
+}
+
+/// The kernel's answer, where a file could not be written: then the layer is not to blame.
+pub(super) fn errno(error: &LayerError) -> Option<rustix::io::Errno> {
+    match error {
+        LayerError::Write { errno, .. } => Some(*errno),
+        LayerError::Parent { source, .. } | LayerError::Target(source) => source.errno(),
+        _ => None,
+    }
+}
+
+/// What is kept of a layer beside its files.
+fn record(unpacked: &Unpacked) -> LayerRecord {
+    LayerRecord {
+        size: unpacked.size,
+        inodes: unpacked.inodes.saturating_add(OWN_INODES),
+        is_opaque: unpacked.opaque_root,
+        implicit: unpacked.implicit.iter().map(|path| STANDARD.encode(path.as_os_str().as_bytes())).collect(),
+    }
+}
+
+fn verify_blob(mut blob: HashingReader<Source>, layer: &Layer) -> Result<(), Fault> {
+    drain(&mut blob).map_err(|_| Fault::CutOff)?;
+    let (digest, ..) = blob.finish();
+    if digest == layer.blob.digest {
+        return Ok(());
+    }
+    Err(Fault::Wrong(format!("its digest is {digest}")))
+}
+
+fn drain(source: &mut impl Read) -> io::Result<u64> {
+    io::copy(source, &mut io::sink())
+}
+
+fn error(registry: &Registry, layer: &Layer, fault: Fault) -> ImageError {
+    let descriptor = format!("layer {}", layer.blob);
+    match fault {
+        Fault::Store(error) => error,
+        Fault::Layer(source) => ImageError::Layer {
+            reference: registry.reference().to_string(),
+            descriptor,
+            source: Arc::new(source),
+        },
+        Fault::Wrong(reason) => registry.content(&descriptor, reason),
+        Fault::CutOff => registry.content(&descriptor, "ended early"),
+    }
+}

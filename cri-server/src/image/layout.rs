@@ -1,0 +1,196 @@
+//! Where images lie on disk, below one directory:
+//!
+//! ```text
+//! layers/DIFF-ID/fs          files of a layer; layers/DIFF-ID/layer.json what they take
+//! records/IMAGE-ID.json      one image
+//! tmp/N                      layers that are being unpacked
+//! trash/N                    what is being deleted
+//! ```
+//!
+//! What lies in `layers` is whole and synced: it came there by rename. Knows nothing of who uses what.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cove_layer::Digest;
+
+use super::ImageError;
+use super::record::{self, LayerRecord};
+
+/// Nobody but root looks at the files of images: they hold setuid programs.
+const MODE: u32 = 0o700;
+
+/// The directories, and the names that were given in `tmp` and `trash`.
+#[derive(Debug)]
+pub(super) struct Layout {
+    root: PathBuf,
+    next: AtomicU64,
+}
+
+impl Layout {
+    /// Makes the directories that are missing, and moves what an earlier daemon left half-done into the trash.
+    pub(super) fn open(root: PathBuf) -> Result<Self, ImageError> {
+        let layout = Self { root, next: AtomicU64::new(0) };
+        for directory in
+            [layout.root.clone(), layout.layers(), layout.records(), layout.tmp(), layout.trash()]
+        {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(MODE)
+                .create(&directory)
+                .map_err(|error| ImageError::store("create directory", &directory, error))?;
+        }
+        let first = names(&layout.trash())?.into_iter().filter_map(|name| name.parse::<u64>().ok()).max();
+        layout.next.store(first.map_or(0, |last| last + 1), Ordering::Relaxed);
+        for name in names(&layout.tmp())? {
+            layout.discard(&layout.tmp().join(name))?;
+        }
+        Ok(layout)
+    }
+
+    /// The directory of everything.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn layers(&self) -> PathBuf {
+        self.root.join("layers")
+    }
+
+    /// Where records lie.
+    pub(super) fn records(&self) -> PathBuf {
+        self.root.join("records")
+    }
+
+    fn tmp(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    /// Where things lie that are being deleted.
+    pub(super) fn trash(&self) -> PathBuf {
+        self.root.join("trash")
+    }
+
+    /// The record of an image.
+    pub(super) fn record(&self, id: &Digest) -> PathBuf {
+        self.records().join(format!("{}.json", id.hex()))
+    }
+
+    /// The directory of a layer.
+    fn layer(&self, diff_id: &Digest) -> PathBuf {
+        self.layers().join(diff_id.hex())
+    }
+
+    /// The files of a layer: what an overlay takes.
+    pub(super) fn layer_files(&self, diff_id: &Digest) -> PathBuf {
+        self.layer(diff_id).join("fs")
+    }
+
+    /// Every layer that lies there with a readable record. What is not readable counts as absent and is kept until a pull
+    /// replaces it.
+    pub(super) fn find_layers(&self) -> Result<Vec<(Digest, LayerRecord)>, ImageError> {
+        let mut found = Vec::new();
+        for name in names(&self.layers())? {
+            let algorithm = if name.len() == 128 { "sha512" } else { "sha256" };
+            let Ok(diff_id) = format!("{algorithm}:{name}").parse::<Digest>() else {
+                tracing::warn!(layer = name, "an entry of the layer directory is no layer: left alone");
+                continue;
+            };
+            match record::read(&self.layer(&diff_id).join("layer.json")) {
+                Ok(layer) if self.layer_files(&diff_id).is_dir() => found.push((diff_id, layer)),
+                Ok(_) => tracing::warn!(layer = %diff_id, "a layer has no files: the next pull replaces it"),
+                Err(error) => {
+                    tracing::warn!(layer = %diff_id, %error, "a layer is damaged: the next pull replaces it")
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Names of the files in `records`.
+    pub(super) fn record_names(&self) -> Result<Vec<String>, ImageError> {
+        names(&self.records())
+    }
+
+    /// A new directory for a layer that is being unpacked, with `fs` in it.
+    pub(super) fn stage(&self) -> Result<PathBuf, ImageError> {
+        let stage = self.tmp().join(self.number());
+        let files = stage.join("fs");
+        let create = |path: &Path, mode| DirBuilder::new().mode(mode).create(path);
+        create(&stage, MODE)
+            .and_then(|()| create(&files, 0o755))
+            .map_err(|error| ImageError::store("create directory", &files, error))?;
+        Ok(stage)
+    }
+
+    /// Makes everything that was written below the root survive a power loss.
+    pub(super) fn sync(&self) -> Result<(), ImageError> {
+        let synced = fs::File::open(&self.root).and_then(|root| Ok(rustix::fs::syncfs(&root)?));
+        synced.map_err(|error| ImageError::store("sync the disk of", &self.root, error))
+    }
+
+    /// Makes a staged, synced layer visible. What lay there in its place was damaged.
+    pub(super) fn publish(&self, stage: &Path, diff_id: &Digest) -> Result<(), ImageError> {
+        let target = self.layer(diff_id);
+        if target.symlink_metadata().is_ok() {
+            self.discard(&target)?;
+        }
+        fs::rename(stage, &target).map_err(|error| ImageError::store("publish layer", &target, error))
+    }
+
+    /// Makes the names of published layers survive a power loss.
+    pub(super) fn sync_layers(&self) -> Result<(), ImageError> {
+        record::sync_parent(&self.layers().join("x"))
+    }
+
+    /// Takes a layer out of sight.
+    pub(super) fn discard_layer(&self, diff_id: &Digest) -> Result<(), ImageError> {
+        self.discard(&self.layer(diff_id))
+    }
+
+    /// Moves something into the trash. What is not there is gone already.
+    pub(super) fn discard(&self, path: &Path) -> Result<(), ImageError> {
+        match fs::rename(path, self.trash().join(self.number())) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(ImageError::store("move to trash", path, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Deletes what lies in the trash. Slow: for a thread that may wait. What cannot be deleted is tried again by the next
+    /// call.
+    pub(super) fn empty_trash(&self) {
+        let entries = names(&self.trash()).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the trash cannot be read");
+            Vec::new()
+        });
+        for name in entries {
+            let path = self.trash().join(name);
+            let removed = match fs::symlink_metadata(&path) {
+                Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&path),
+                Ok(_) => fs::remove_file(&path),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = removed
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(?path, %error, "an entry of the trash cannot be deleted");
+            }
+        }
+    }
+
+    fn number(&self) -> String {
+        self.next.fetch_add(1, Ordering::Relaxed).to_string()
+    }
+}
+
+fn names(directory: &Path) -> Result<Vec<String>, ImageError> {
+    let read = || -> io::Result<Vec<String>> {
+        fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    };
+    read().map_err(|error| ImageError::store("read directory", directory, error))
+}

@@ -1,0 +1,106 @@
+//! The sequence of a pull: resolve → layers, some at a time → commit. Runs while somebody waits for it; cut off, it leaves
+//! nothing half-done and keeps whole layers.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use cove_layer::Digest;
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+
+use super::lease::Pins;
+use super::manifest::Layer;
+use super::reference::Reference;
+use super::registry::Registry;
+use super::resolve::{self, Resolved};
+use super::stage::StagedLayer;
+use super::{Image, ImageError, Shared, blocking, commit, layer};
+
+/// A layer of the image: its diff ID and its blob.
+type Wanted = (Digest, Layer);
+
+/// Pulls one reference with one set of credentials.
+pub(super) async fn pull(shared: Arc<Shared>, registry: Arc<Registry>) -> Result<Arc<Image>, ImageError> {
+    let reference = registry.reference().clone();
+    if let Some(image) = unchanged(&shared, &registry, &reference).await? {
+        return Ok(image);
+    }
+    let resolved = resolve::resolve(&registry).await?;
+    // Pinned before the first look at what is there: nothing of it is collected until the image's own record counts.
+    let _pins = Pins::new(shared.store.clone(), &resolved.config.diff_ids);
+    let staged = fetch_layers(&shared, &registry, &resolved).await?;
+    tracing::debug!(image = %resolved.id, %reference, layers = staged.len(), "all layers are here");
+    finish(&shared, reference, resolved, staged).await
+}
+
+/// The image that has this very reference already, if the registry says that nothing changed. Its own credentials are asked
+/// for, present or not.
+async fn unchanged(
+    shared: &Shared,
+    registry: &Registry,
+    reference: &Reference,
+) -> Result<Option<Arc<Image>>, ImageError> {
+    let catalog = shared.store.catalog();
+    let Some(image) = catalog.find(&reference.to_string())? else { return Ok(None) };
+    let Some(digest) = registry.head().await? else { return Ok(None) };
+    let is_same = image.repo_digests.contains(&reference.repo_digest(&digest));
+    // It may have been removed while the registry was asked.
+    let is_there = shared.store.catalog().find(&reference.to_string())?.is_some_and(|now| now.id == image.id);
+    Ok((is_same && is_there).then(|| image.clone()))
+}
+
+/// Fetches the layers that are not there. Pulls that need the same layer fetch it once.
+async fn fetch_layers(
+    shared: &Arc<Shared>,
+    registry: &Arc<Registry>,
+    resolved: &Resolved,
+) -> Result<Vec<Arc<Option<StagedLayer>>>, ImageError> {
+    let mut seen = HashSet::new();
+    let wanted = resolved.config.diff_ids.iter().cloned().zip(resolved.manifest.layers.iter().cloned());
+    let wanted: Vec<Wanted> = wanted.filter(|(diff_id, _)| seen.insert(diff_id.clone())).collect();
+    let mut whole = Vec::new();
+    let mut fetches = futures_util::stream::iter(wanted)
+        .map(|wanted| join_layer(shared, registry, wanted))
+        .buffer_unordered(shared.parallel_layers);
+    loop {
+        match fetches.try_next().await {
+            Ok(Some(layer)) => whole.push(layer),
+            Ok(None) => return Ok(whole),
+            Err(error) => {
+                if error.is_disk_full() {
+                    whole.iter().filter_map(|layer| Option::as_ref(layer)).for_each(StagedLayer::unwanted);
+                }
+                return Err(error);
+            }
+        }
+    }
+}
+
+async fn join_layer(
+    shared: &Arc<Shared>,
+    registry: &Arc<Registry>,
+    (diff_id, layer): Wanted,
+) -> Result<Arc<Option<StagedLayer>>, ImageError> {
+    let work = || {
+        let (store, registry, limits) = (shared.store.clone(), registry.clone(), shared.limits.clone());
+        let diff_id = diff_id.clone();
+        async move { layer::fetch(store, registry, layer, diff_id, limits).await.map(Arc::new) }.boxed()
+    };
+    shared.layers.join(diff_id.clone(), work).await
+}
+
+async fn finish(
+    shared: &Arc<Shared>,
+    reference: Reference,
+    resolved: Resolved,
+    staged: Vec<Arc<Option<StagedLayer>>>,
+) -> Result<Arc<Image>, ImageError> {
+    let store = shared.store.clone();
+    blocking(move || {
+        let committed = commit::commit(&store, &reference, &resolved, &staged);
+        if committed.as_ref().is_err_and(ImageError::is_disk_full) {
+            staged.iter().filter_map(|layer| Option::as_ref(layer)).for_each(StagedLayer::unwanted);
+        }
+        committed
+    })
+    .await
+}
