@@ -162,7 +162,7 @@ impl Default for Network {
 
 impl Default for ImageOptions {
     fn default() -> Self {
-        Self { plain_http: Vec::new(), max_parallel_layers: 4 }
+        Self { plain_http: Vec::new(), max_parallel_layers: 3 }
     }
 }
 

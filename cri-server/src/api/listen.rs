@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -49,6 +49,7 @@ fn bind_one(path: &Path, mode: u32, gid: u32) -> Result<Listening, Error> {
     let parent = path.parent().unwrap_or(Path::new("/"));
     // 0711: clients need to pass, nobody needs to list.
     fs::DirBuilder::new().recursive(true).mode(0o711).create(parent).map_err(failed("make directory of"))?;
+    refuse_shared(parent).map_err(failed("trust the directory of"))?;
     refuse_occupied(path).map_err(failed("take over"))?;
 
     let private = parent.join(format!(".sock-{}", std::process::id()));
@@ -67,6 +68,16 @@ fn make(private: &Path, path: &Path, mode: u32, gid: u32) -> io::Result<Listenin
     fs::set_permissions(private, fs::Permissions::from_mode(mode))?;
     fs::rename(private, path)?;
     Ok(Listening { listener, file: SocketFile(path.to_owned()) })
+}
+
+/// Where others can write they can put a socket of theirs in place of ours.
+fn refuse_shared(directory: &Path) -> io::Result<()> {
+    let found = fs::metadata(directory)?;
+    if found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    let reason = "it must belong to the daemon's user, and nobody else may write to it";
+    Err(io::Error::new(ErrorKind::PermissionDenied, reason))
 }
 
 /// Another kind of file, or a socket behind which someone answers, is not ours to replace.
@@ -103,7 +114,6 @@ mod tests {
 
     #[tokio::test]
     async fn has_its_rights_and_goes_with_its_owner() {
-        use std::os::unix::fs::MetadataExt;
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("deep/cove.sock");
         let listening = bind(&config(&path)).unwrap();
@@ -128,5 +138,15 @@ mod tests {
         let error = bind(&config(&path)).unwrap_err().to_string();
         assert!(error.contains("not a socket"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "kept");
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_others_write_to_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+        let path = directory.path().join("cove.sock");
+        let error = bind(&config(&path)).unwrap_err().to_string();
+        assert!(error.contains("nobody else may write"), "{error}");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 }
