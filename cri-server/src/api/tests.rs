@@ -234,6 +234,10 @@ async fn hostile_messages_end_in_an_error_and_nothing_else() {
 async fn an_idle_client_does_not_hold_the_end_up() {
     let served = Served::new();
     let idle = UnixStream::connect(&served.socket).await.unwrap();
+    // Accepted after the idle one, so that one is the server's business by now.
+    let client = served.client().await;
+    client.call::<_, ()>("RuntimeService", "Version", ()).await.unwrap();
+    drop(client);
     served.end().await;
     drop(idle);
 }
