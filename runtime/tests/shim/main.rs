@@ -1,0 +1,346 @@
+//! The shim's binary through its socket, with real containers. Needs root and busybox-static.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod pod;
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use cove_runtime::protocol::*;
+
+use pod::{Daemon, Pod, text, until};
+
+fn alive(pid: i32) -> bool {
+    std::path::Path::new(&format!("/proc/{pid}")).exists()
+}
+
+#[test]
+fn a_private_container_from_start_to_exit() {
+    let (mut pod, init) = Pod::new(false);
+    assert!(init.is_none());
+    let id = pod.start(PidMode::Private, "hostname; echo to err >&2; ls /proc/self/fd; echo $$; exit 3");
+    let (started, _pidfd) = pod.daemon.started();
+    assert_eq!((started.container.as_str(), started.user.uid), (id.as_str(), 0));
+    assert!(started.start_time > 0);
+    let exited = pod.daemon.exited();
+    assert_eq!(exited.status, ExitStatus { code: 3, signal: 0 });
+    assert!(!exited.oom);
+    // The fact comes when the log is complete. 3 is the directory that `ls` reads.
+    assert_eq!(pod.output(&id, "stdout"), "web-0\n0\n1\n2\n3\n1\n");
+    assert_eq!(pod.output(&id, "stderr"), "to err\n");
+    pod.daemon.done(Request::Forget(ContainerId { container: id }), &[]);
+    pod.shut_down();
+}
+
+#[test]
+fn containers_share_an_init_that_reaps() {
+    let (mut pod, init) = Pod::new(true);
+    assert!(init.is_some());
+    let first = pod.start(PidMode::Pod, "echo one > /dev/shm/seen; exec sleep 1000");
+    let (started, pidfd) = pod.daemon.started();
+    let second = pod.start(PidMode::Pod, "cat /dev/shm/seen; cat /proc/1/comm; sleep 1000 & exit 7");
+    pod.daemon.started();
+    let exited = pod.daemon.exited();
+    assert_eq!((exited.container.as_str(), exited.status.code), (second.as_str(), 7));
+    assert_eq!(pod.output(&second, "stdout"), "one\ncove-init\n");
+    // Its other process was killed with it.
+    assert_eq!(pod.members(&second), [0; 0]);
+
+    let score = fs::read_to_string(format!("/proc/{}/oom_score_adj", started.pid)).unwrap();
+    assert_eq!(score, "500\n");
+    pod.daemon.done(Request::Signal(Signal { container: first.clone(), signal: 9 }), &[]);
+    let exited = pod.daemon.exited();
+    assert_eq!((exited.container, exited.status), (first, ExitStatus { code: 137, signal: 9 }));
+    assert!(!alive(started.pid));
+    drop(pidfd);
+    pod.shut_down();
+}
+
+#[test]
+fn host_pid_orphans_die_with_their_container() {
+    let (mut pod, _) = Pod::new(false);
+    let id = pod.start(PidMode::Host, "for i in 1 2 3; do setsid sleep 1000 & done; echo $$; exit 0");
+    let (started, _pidfd) = pod.daemon.started();
+    assert_eq!(pod.daemon.exited().status.code, 0);
+    assert_eq!(pod.output(&id, "stdout"), format!("{}\n", started.pid));
+    assert_eq!(pod.members(&id), [0; 0]);
+    pod.shut_down();
+}
+
+#[test]
+fn what_cannot_be_started_is_told_and_leaves_nothing() {
+    let (mut pod, _) = Pod::new(true);
+    for mode in [PidMode::Private, PidMode::Pod, PidMode::Host] {
+        let id = pod.start_with(mode, None, |process| process.args = vec![OsString::from("/bin/absent")]);
+        match pod.daemon.fact().0.fact {
+            Fact::StartFailed(failed) => {
+                assert_eq!(failed.container, id);
+                assert!(failed.failure.detail.contains("absent"), "{:?}", failed.failure);
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(pod.members(&id), [0; 0]);
+        pod.daemon.done(Request::Forget(ContainerId { container: id }), &[]);
+    }
+    let id = pod.start_with(PidMode::Pod, None, |process| process.user.user = "nobody-knows".into());
+    match pod.daemon.fact().0.fact {
+        Fact::StartFailed(failed) => assert_eq!(failed.container, id),
+        other => panic!("{other:?}"),
+    }
+    pod.shut_down();
+}
+
+#[test]
+fn memory_kills_are_told_before_the_exit() {
+    let (mut pod, _) = Pod::new(true);
+    for mode in [PidMode::Private, PidMode::Pod] {
+        let id = pod.start_with(mode, Some(16 << 20), |process| {
+            let script = "x=0123456789; while :; do x=$x$x; done";
+            process.args = vec!["/bin/sh".into(), "-c".into(), script.into()];
+        });
+        pod.daemon.started();
+        let mut told = Vec::new();
+        let exited = loop {
+            match pod.daemon.fact().0.fact {
+                Fact::Oom(oom) => told.push(oom.container),
+                Fact::Exited(exited) => break exited,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(exited.oom, "{exited:?} {}", pod.log(&id));
+        assert_eq!(told, [id]);
+    }
+    pod.shut_down();
+}
+
+#[test]
+fn execs_run_fail_and_die() {
+    let (mut pod, _) = Pod::new(true);
+    for mode in [PidMode::Private, PidMode::Pod, PidMode::Host] {
+        let id = pod.start(mode, "exec sleep 1000");
+        pod.daemon.started();
+        let [mut out, mut err] = pod.exec(1, &id, true, "hostname; ls /proc/self/fd >&2; exit 4");
+        assert!(matches!(pod.daemon.fact(), (Event { fact: Fact::ExecStarted(_), serial: 0, .. }, Some(_))));
+        assert_eq!((text(&mut out), text(&mut err)), ("web-0\n".to_owned(), "0\n1\n2\n3\n".to_owned()));
+        match pod.daemon.fact().0.fact {
+            Fact::ExecExited(exited) => assert_eq!((exited.exec, exited.status.code), (1, 4)),
+            other => panic!("{other:?}"),
+        }
+        // Its session, its children, and what they started.
+        let [out, _err] = pod.exec(2, &id, true, "sleep 1000 & (sleep 1000; true) & exec sleep 1000");
+        pod.daemon.fact();
+        until("four processes", || pod.members(&id).len() >= 5);
+        pod.daemon.done(Request::KillExec(ExecId { exec: 2 }), &[]);
+        match pod.daemon.fact().0.fact {
+            Fact::ExecExited(exited) => assert_eq!(exited.status, ExitStatus { code: 137, signal: 9 }),
+            other => panic!("{other:?}"),
+        }
+        until("all of it to be gone", || pod.members(&id).len() == 1);
+        drop(out);
+        pod.daemon.done(Request::Signal(Signal { container: id, signal: 9 }), &[]);
+        pod.daemon.exited();
+    }
+    pod.shut_down();
+}
+
+#[test]
+fn a_bound_exec_dies_with_its_connection_and_facts_outlive_it() {
+    let (mut pod, _) = Pod::new(true);
+    let id = pod.start(PidMode::Pod, "echo here; exec sleep 1000");
+    let (started, _) = pod.daemon.started();
+    let _output = [pod.exec(1, &id, true, "exec sleep 1000"), pod.exec(2, &id, false, "exec sleep 1000")];
+    pod.daemon.fact();
+    pod.daemon.fact();
+    assert_eq!(pod.members(&id).len(), 3);
+
+    let path = pod.socket();
+    pod.daemon = Daemon::connect(&path);
+    until("the bound one to be gone", || pod.members(&id).len() == 2);
+    let hello = pod.daemon.hello(5);
+    assert_eq!((hello.protocol, hello.sandbox), (PROTOCOL, "5".repeat(64)));
+    // Never acknowledged, so told again, with the pidfd; and told to the next one although it was.
+    let (again, pidfd) = pod.daemon.started();
+    assert_eq!(again, started);
+    drop(pidfd);
+    pod.daemon.send(Request::Acknowledge(Acknowledge { serial: 1 }), &[]);
+    cove_killed(started.pid);
+    let exited = pod.daemon.exited();
+    assert_eq!(exited.container, id);
+
+    let mut newer = Daemon::connect(&path);
+    newer.hello(6);
+    assert_eq!(newer.exited(), exited);
+    assert!(newer.facts.is_empty());
+    // The older one is sent away, and one of its kind is refused.
+    assert!(pod.daemon.receive().is_none());
+    let mut older = Daemon::connect(&path);
+    let failure = older.refused(Request::Hello(Hello { protocol: PROTOCOL, generation: 5 }), &[]);
+    assert_eq!(failure.step, "hello");
+    assert!(older.receive().is_none());
+    newer.send(Request::Acknowledge(Acknowledge { serial: 2 }), &[]);
+    let mut last = Daemon::connect(&path);
+    last.hello(6);
+    assert!(last.facts.is_empty());
+    pod.daemon = newer;
+    pod.shut_down();
+}
+
+/// From outside, as an operator does.
+fn cove_killed(pid: i32) {
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(pid).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+}
+
+#[test]
+fn a_starting_container_can_be_killed() {
+    let (mut pod, _) = Pod::new(true);
+    for mode in [PidMode::Private, PidMode::Pod, PidMode::Host] {
+        // Sent together: the signal may come before, between or after the gates.
+        let id = pod.start(mode, "exec sleep 1000");
+        pod.daemon.done(Request::Signal(Signal { container: id.clone(), signal: 9 }), &[]);
+        loop {
+            match pod.daemon.fact().0.fact {
+                Fact::Started(_) => {}
+                Fact::StartFailed(failed) => {
+                    assert!(failed.failure.detail.contains("signal 9"), "{:?}", failed.failure);
+                    break;
+                }
+                Fact::Exited(exited) => {
+                    assert_eq!(exited.status.signal, 9);
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(pod.members(&id), [0; 0]);
+    }
+    pod.shut_down();
+}
+
+#[test]
+fn the_init_is_a_fact_too() {
+    let (mut pod, init) = Pod::new(true);
+    pod.start(PidMode::Pod, "exec sleep 1000");
+    pod.daemon.started();
+    cove_sys::send_signal(init.unwrap().as_fd(), 9).unwrap();
+    let mut ends = 0;
+    while ends < 2 {
+        match pod.daemon.fact().0.fact {
+            Fact::InitExited(status) => assert_eq!(status.signal, 9),
+            Fact::Exited(exited) => assert_eq!(exited.status.signal, 9),
+            other => panic!("{other:?}"),
+        }
+        ends += 1;
+    }
+    pod.shut_down();
+}
+
+#[test]
+fn logs_are_whole_through_a_rotation() {
+    let (mut pod, _) = Pod::new(false);
+    let id = pod.start(
+        PidMode::Private,
+        "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; echo -n tail",
+    );
+    pod.daemon.started();
+    let log = pod.directory.path().join(&id).join("log");
+    let mut parts = Vec::new();
+    for turn in 0..5 {
+        until("some lines", || fs::metadata(&log).unwrap().len() > 0 || pod.members(&id).is_empty());
+        let old = log.with_extension(turn.to_string());
+        fs::rename(&log, &old).unwrap();
+        let new = File::create(&log).unwrap();
+        let (reply, _) =
+            pod.daemon.ask(Request::ReopenLog(ContainerId { container: id.clone() }), &[new.as_fd()]);
+        if reply != Reply::Done {
+            fs::rename(&old, &log).unwrap();
+            break;
+        }
+        parts.push(old);
+    }
+    while !matches!(pod.daemon.fact().0.fact, Fact::Exited(_)) {}
+    parts.push(log);
+    let lines: Vec<String> = parts
+        .iter()
+        .flat_map(|part| fs::read_to_string(part).unwrap().lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    assert_eq!(lines.len(), 20_001);
+    for (number, line) in lines.iter().take(20_000).enumerate() {
+        assert!(line.ends_with(&format!(" stdout F line {number}")), "{line}");
+    }
+    assert!(lines[20_000].ends_with(" stdout P tail"));
+    assert!(lines.is_sorted());
+    let none = pod.daemon.refused(
+        Request::ReopenLog(ContainerId { container: id }),
+        &[File::open("/dev/null").unwrap().as_fd()],
+    );
+    assert_eq!(none.step, "log");
+    pod.shut_down();
+}
+
+#[test]
+fn requests_out_of_place_are_refused() {
+    let mut pod = Pod::bare();
+    let mut rude = Daemon::connect(&pod.socket());
+    rude.send(Request::Shutdown, &[]);
+    assert!(rude.receive().is_none());
+    let mut broken = Daemon::connect(&pod.socket());
+    broken.hello(1);
+    let garbage = File::open("/dev/null").unwrap();
+    broken.send(Request::Acknowledge(Acknowledge { serial: 0 }), &[]);
+    assert_eq!(broken.refused(Request::KillExec(ExecId { exec: 1 }), &[garbage.as_fd()]).step, "request");
+
+    pod.daemon.hello(1);
+    let start = StartInit { shared_pid: true, shm_size: 0, cgroup: CgroupPlace { unified: false, count: 0 } };
+    assert_eq!(pod.daemon.refused(Request::StartInit(start), &[]).step, "init");
+    let mut spec = pod.sandbox();
+    spec.sysctls.push(("kernel.core_pattern".into(), "x".into()));
+    assert_eq!(pod.daemon.refused(Request::MakeSandbox(spec), &[]).step, "sysctl");
+    let spec = pod.sandbox();
+    assert_eq!(pod.daemon.ask(Request::MakeSandbox(spec.clone()), &[]).0, Reply::Sandbox);
+    assert_eq!(pod.daemon.refused(Request::MakeSandbox(spec), &[]).step, "sandbox");
+    let gone = || ContainerId { container: "nobody".into() };
+    pod.daemon.done(Request::Forget(gone()), &[]);
+    pod.daemon.done(Request::Signal(Signal { container: "nobody".into(), signal: 15 }), &[]);
+    let signal = Signal { container: "nobody".into(), signal: 99 };
+    assert_eq!(pod.daemon.refused(Request::Signal(signal), &[]).errno, 22);
+    pod.shut_down();
+}
+
+#[test]
+fn a_pod_is_gone_at_once_with_all_that_runs_in_it() {
+    let (mut pod, _) = Pod::new(true);
+    for mode in [PidMode::Private, PidMode::Pod, PidMode::Host] {
+        let id = pod
+            .start(mode, "setsid sleep 1000 & setsid sleep 1000 & trap '' 15; while :; do sleep 1000; done");
+        pod.daemon.started();
+        until("its processes", || pod.members(&id).len() >= 3);
+    }
+    let begun = Instant::now();
+    pod.shut_down();
+    assert!(begun.elapsed() < pod::PATIENCE / 2);
+}
+
+#[test]
+fn a_hung_builder_is_nobody_elses_matter() {
+    let (mut pod, _) = Pod::new(true);
+    let id = pod.start_frozen();
+    let other = pod.start(PidMode::Private, "echo ok");
+    pod.daemon.started();
+    assert_eq!(pod.daemon.exited().container, other);
+    pod.daemon.done(Request::Signal(Signal { container: id.clone(), signal: 15 }), &[]);
+    pod.thaw(&id);
+    match pod.daemon.fact().0.fact {
+        Fact::StartFailed(failed) => {
+            assert_eq!(failed.container, id);
+            assert!(failed.failure.detail.contains("signal 15"), "{:?}", failed.failure);
+        }
+        other => panic!("{other:?}"),
+    }
+    pod.shut_down();
+}
