@@ -90,8 +90,8 @@ fn of_network(error: &NetworkError) -> Code {
     match error {
         NetworkError::Exhausted { .. } => Code::ResourceExhausted,
         NetworkError::System { source, .. } => of_io(source),
-        NetworkError::Nft(_) => Code::Internal,
-        NetworkError::Range { .. } => Code::FailedPrecondition,
+        NetworkError::Nft(_) | NetworkError::Name { .. } => Code::Internal,
+        NetworkError::Range { .. } | NetworkError::Port { .. } => Code::FailedPrecondition,
     }
 }
 
