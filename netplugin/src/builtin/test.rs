@@ -1,5 +1,6 @@
 //! The built-in network on the real kernel: namespaces of our own, real packets.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -54,7 +55,7 @@ impl Host {
         let attachment = network.lease(&id, ports).unwrap();
         self.attached.lock().unwrap().push(attachment.clone());
         network.attach(netns.as_fd(), &attachment).unwrap();
-        Pod { netns, attachment }
+        Pod { netns, attachment, served: Mutex::default() }
     }
 }
 
@@ -79,6 +80,7 @@ impl Drop for Host {
 struct Pod {
     netns: OwnedFd,
     attachment: Attachment,
+    served: Mutex<HashSet<(IpAddr, u16)>>,
 }
 
 impl Pod {
@@ -100,11 +102,14 @@ impl Pod {
         })
     }
 
-    /// Answers one connection on a port with the address that it came from.
+    /// Answers each connection to a port with the address that it came from, until the tests end.
     fn serve(&self, address: IpAddr, port: u16) {
+        if !self.served.lock().unwrap().insert((address, port)) {
+            return;
+        }
         let listener = self.enter(|| TcpListener::bind((address, port)).unwrap());
         thread::spawn(move || {
-            if let Ok((mut stream, peer)) = listener.accept() {
+            while let Ok((mut stream, peer)) = listener.accept() {
                 stream.write_all(peer.ip().to_string().as_bytes()).unwrap();
             }
         });
@@ -240,7 +245,7 @@ fn detach_leaves_nothing_and_can_be_repeated() {
     let address = pod.address().to_string();
     assert!(table(1).contains("18080"));
     assert!(output("ip", &["route"]).contains(&format!("{address} dev")));
-    let Pod { netns, attachment } = pod;
+    let Pod { netns, attachment, .. } = pod;
     drop(netns);
     for _ in 0..2 {
         network.detach(&attachment).unwrap();
