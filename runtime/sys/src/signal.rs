@@ -24,10 +24,21 @@ pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
 /// Puts every signal of this process back to its default action: what is ignored stays so over exec, and Rust's
 /// runtime ignores SIGPIPE. For a freshly forked child.
 pub fn default_signals() {
+    // struct sigaction as the kernel has it on x86_64 and aarch64: handler, flags, restorer, mask. SIG_DFL is 0.
+    let default = [0_usize; 4];
     for signal in 1..=MAX_SIGNAL {
-        // SAFETY: SIG_DFL is no handler, so no code of this program can be called by it; what cannot be changed
-        // (SIGKILL, SIGSTOP, the two that libc keeps) is refused and stays at its default or unused.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: SIG_DFL is no handler, so no code of this program can be called by it; the kernel reads `default`,
+        // which outlives the call. libc's wrapper would leave out the two signals that it keeps for its threads,
+        // of which this process has none. SIGKILL and SIGSTOP are refused, and always at their default.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                &raw const default,
+                std::ptr::null_mut::<usize>(),
+                size_of::<u64>(),
+            )
+        };
     }
 }
 

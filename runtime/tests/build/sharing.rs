@@ -1,0 +1,280 @@
+//! PID namespaces of every kind, the holder and the init, and execs into each.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+
+use cove_runtime::build::request::{Mount, MountKind, Propagation};
+use rustix::process::{Pid, Signal, pidfd_send_signal};
+
+use crate::cases::{MKDIR, Unmount, filter};
+use crate::image::{self, Image};
+use crate::shim::{Job, Running, pod, start, wait};
+use crate::{Case, HOSTNAME, Host};
+
+pub const ALL: &[Case] = &[
+    ("the init of a pod", init),
+    ("a holder without init", holder),
+    ("a pod's PID namespace", shared_pid),
+    ("the host's PID namespace", host_pid),
+    ("exec", exec),
+    ("exec failures", exec_failures),
+    ("a filter that hides clone3", hidden_clone3),
+    ("propagation", propagation),
+    ("the shim's death", death),
+];
+
+fn shm() -> Mount {
+    image::mount("/dev/shm", MountKind::Shm)
+}
+
+fn status(pid: Pid) -> String {
+    fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap()
+}
+
+fn listed(pid: Pid, what: &str) -> Vec<String> {
+    let path = format!("/proc/{}/{what}", pid.as_raw_nonzero());
+    let mut names: Vec<_> =
+        fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Waits until `done`, for what another process does on its own.
+fn eventually(what: &str, done: impl Fn() -> bool) {
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !done() {
+        assert!(std::time::Instant::now() < limit, "{what} did not come about");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+fn init(host: &Host, _image: &Image) {
+    let pod = pod(host, true, 1 << 20);
+    eventually("confined", || listed(pod.pid, "fd").is_empty());
+    let status = status(pod.pid);
+    for expected in [
+        "Name:\tcove-init",
+        "Uid:\t65534\t65534\t65534\t65534",
+        "CapPrm:\t0000000000000000",
+        "CapEff:\t0000000000000000",
+        "CapBnd:\t0000000000000000",
+        "NoNewPrivs:\t1",
+    ] {
+        assert!(status.contains(expected), "{expected}: {status}");
+    }
+    let at = format!("/proc/{}", pod.pid.as_raw_nonzero());
+    assert_eq!(listed(pod.pid, "root"), Vec::<String>::new());
+    assert_eq!(listed(pod.pid, "cwd"), Vec::<String>::new());
+    let table = fs::read_to_string(format!("{at}/mountinfo")).unwrap();
+    assert_eq!(table.lines().count(), 1, "{table}");
+    assert!(table.contains(" / ro,nosuid,nodev,noexec"), "{table}");
+    assert!(fs::write(format!("{at}/root/x"), "").is_err());
+    // As a first process it has no ear for this.
+    pidfd_send_signal(pod.init.as_ref().unwrap(), Signal::TERM).unwrap();
+    pidfd_send_signal(pod.init.as_ref().unwrap(), Signal::HUP).unwrap();
+    assert!(fs::exists(&at).unwrap());
+    pidfd_send_signal(pod.init.as_ref().unwrap(), Signal::KILL).unwrap();
+    assert_eq!(wait(pod.pid), 137);
+}
+
+fn holder(host: &Host, image: &Image) {
+    let pod = pod(host, false, 1 << 20);
+    let mut spec =
+        image.spec("stat -f -c '%T %b' /dev/shm; stat -c %a /dev/shm; echo x >/dev/shm/kept; ls /dev/shm");
+    spec.mounts.push(shm());
+    let private = |spec: &_| {
+        // A private PID namespace with the pod's shm.
+        start(host, &Job::Held(spec, &pod.holder)).unwrap_or_else(|f| panic!("{f:?}")).finish().output
+    };
+    assert_eq!(private(&spec), "tmpfs 256\n1777\nkept\n");
+    crate::cases::renew(image);
+    spec.process.args[2] = "cat /dev/shm/kept; cat /proc/self/mountinfo".into();
+    let out = private(&spec);
+    assert!(out.starts_with("x\n"), "{out}");
+    assert!(out.lines().any(|line| line.contains(" /dev/shm rw,nosuid,nodev,noexec")), "{out}");
+}
+
+fn shared_pid(host: &Host, image: &Image) {
+    let pod = pod(host, true, 1 << 20);
+    let mut spec =
+        image.spec("echo $$; cat /proc/1/comm; ls /proc/1/root; sleep 1000 & echo $!; exec sleep 1000");
+    spec.mounts.push(shm());
+    let first = start(host, &Job::Shared(&spec, Some(&pod))).unwrap_or_else(|f| panic!("{f:?}"));
+    let pid: i32 = first.line().parse().unwrap();
+    assert!(pid > 1);
+    assert_eq!(first.line(), "cove-init");
+    // Without SYS_PTRACE nobody looks into the init.
+    assert_eq!(first.line(), "ls: /proc/1/root: Permission denied");
+    let child = first.line();
+    // A second container sees the first, with its own file system, and as its own child the shim's.
+    let other = Image::new();
+    let spec =
+        other.spec(&format!("cat /proc/{pid}/comm; ls /proc/{pid}/fd | wc -l; kill -9 {pid}; echo $?"));
+    let out = start(host, &Job::Shared(&spec, Some(&pod))).unwrap_or_else(|f| panic!("{f:?}")).finish();
+    assert_eq!(out.output, "sleep\n3\n0\n");
+    assert_eq!(wait(first.pid), 137);
+    // The orphan is the init's, which reaps it unseen when it ends.
+    let orphans = || {
+        let at = format!("/proc/{0}/task/{0}/children", pod.pid.as_raw_nonzero());
+        fs::read_to_string(at).unwrap().split_whitespace().count()
+    };
+    assert_eq!(orphans(), 1);
+    let third = Image::new();
+    let kill = third.spec(&format!("kill -9 {child}"));
+    let out = start(host, &Job::Shared(&kill, Some(&pod))).unwrap_or_else(|f| panic!("{f:?}")).finish();
+    assert_eq!(out.code, 0, "{out:?}");
+    eventually("reaped", || orphans() == 0);
+    pidfd_send_signal(pod.init.as_ref().unwrap(), Signal::KILL).unwrap();
+    wait(pod.pid);
+}
+
+fn host_pid(host: &Host, image: &Image) {
+    let me = std::process::id();
+    let spec = image.spec(&format!("echo $$; cat /proc/{me}/comm; echo $PPID"));
+    let running = start(host, &Job::Shared(&spec, None)).unwrap_or_else(|f| panic!("{f:?}"));
+    let pid = running.pid.as_raw_nonzero();
+    let out = running.finish().output;
+    let comm = fs::read_to_string("/proc/self/comm").unwrap();
+    assert_eq!(out, format!("{pid}\n{comm}{me}\n"));
+}
+
+/// What an exec sees of where it is.
+const LOOK: &str =
+    "id -u; id -G; hostname; pwd; ls /proc/self/fd | wc -l; cat /marker; exec cat /proc/self/status";
+
+fn look(host: &Host, target: &OwnedFd) {
+    let mut process = image::process(LOOK);
+    process.user.user = "app".to_owned();
+    process.cwd = "/home/app".into();
+    let out = start(host, &Job::Exec(&process, target)).unwrap_or_else(|f| panic!("{f:?}")).finish();
+    assert_eq!(out.code, 0, "{out:?}");
+    let expected = format!("1000\n50 1001\n{HOSTNAME}\n/home/app\n4\nmarked\n");
+    let groups_either_way = expected.replace("50 1001", "1001 50");
+    assert!(out.output.starts_with(&expected) || out.output.starts_with(&groups_either_way), "{out:?}");
+    for expected in ["CapEff:\t0000000000000000", "CapBnd:\t00000000a80425fb", "NoNewPrivs:\t1"] {
+        assert!(out.output.contains(expected), "{out:?}");
+    }
+}
+
+fn exec(host: &Host, image: &Image) {
+    let script = "echo marked >/marker; echo up; exec sleep 1000";
+    let up = |running: &Running| assert_eq!(running.line(), "up");
+    let private = start(host, &Job::Private(&image.spec(script))).unwrap_or_else(|f| panic!("{f:?}"));
+    up(&private);
+    look(host, &private.pidfd);
+    private.kill();
+
+    let pod = pod(host, true, 0);
+    let other = Image::new();
+    let shared =
+        start(host, &Job::Shared(&other.spec(script), Some(&pod))).unwrap_or_else(|f| panic!("{f:?}"));
+    up(&shared);
+    look(host, &shared.pidfd);
+    shared.kill();
+    pidfd_send_signal(pod.init.as_ref().unwrap(), Signal::KILL).unwrap();
+    wait(pod.pid);
+
+    let third = Image::new();
+    let hosts = start(host, &Job::Shared(&third.spec(script), None)).unwrap_or_else(|f| panic!("{f:?}"));
+    up(&hosts);
+    look(host, &hosts.pidfd);
+    hosts.kill();
+}
+
+fn exec_failures(host: &Host, image: &Image) {
+    let spec = image.spec("echo up; exec sleep 1000");
+    let running = start(host, &Job::Private(&spec)).unwrap_or_else(|f| panic!("{f:?}"));
+    assert_eq!(running.line(), "up");
+    let mut table = Vec::new();
+    let mut process = image::process("true");
+    process.cwd = "/missing".into();
+    table.push((process, "cwd", "/missing"));
+    let mut process = image::process("true");
+    process.user.user = "stranger".to_owned();
+    table.push((process, "user", "stranger"));
+    let mut process = image::process("");
+    process.args = vec!["no-such-program".into()];
+    table.push((process, "exec", "executable file not found in $PATH"));
+    for (process, step, text) in table {
+        let failure = start(host, &Job::Exec(&process, &running.pidfd)).unwrap_err();
+        assert!(failure.step == step && failure.detail.contains(text), "{failure:?}");
+    }
+    pidfd_send_signal(&running.pidfd, Signal::KILL).unwrap();
+    eventually("ended", || status(running.pid).contains("State:\tZ"));
+    let failure = start(host, &Job::Exec(&image::process("true"), &running.pidfd)).unwrap_err();
+    assert_eq!(failure.step, "namespaces", "{failure:?}");
+    running.kill();
+}
+
+/// Profiles answer ENOSYS to clone3, and without no_new_privs the builder is filtered before it clones.
+fn hidden_clone3(host: &Host, image: &Image) {
+    let mut spec = image.spec("echo up; exec sleep 1000");
+    spec.process.no_new_privs = false;
+    spec.process.seccomp = Some(filter(435, 38));
+    let running = start(host, &Job::Shared(&spec, None)).unwrap_or_else(|f| panic!("{f:?}"));
+    assert_eq!(running.line(), "up");
+    let mut process = image::process("mkdir /tmp/x; cat /proc/self/status");
+    process.no_new_privs = false;
+    process.user.user = "app".to_owned();
+    process.seccomp = Some(filter(MKDIR, 95));
+    let out = start(host, &Job::Exec(&process, &running.pidfd)).unwrap_or_else(|f| panic!("{f:?}")).finish();
+    assert!(out.output.contains("not supported") && out.output.contains("Seccomp:\t2"), "{out:?}");
+    running.kill();
+}
+
+fn propagation(host: &Host, image: &Image) {
+    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
+    let volume = image.path("volume");
+    let with = |propagation| {
+        let mut bind = image::bind("/vol", &volume);
+        if let MountKind::Bind(kind) = &mut bind.kind {
+            kind.propagation = propagation;
+        }
+        let mut spec = image.spec("echo up; while ! ls /vol/late/f 2>/dev/null; do sleep 0.01; done");
+        spec.mounts.push(bind);
+        spec
+    };
+    mount_bind(&volume, &volume).unwrap();
+    let _undo = Unmount(volume.clone());
+    mount_change(&volume, MountPropagationFlags::PRIVATE).unwrap();
+    for propagation in [Propagation::HostToContainer, Propagation::Bidirectional] {
+        let failure = start(host, &Job::Private(&with(propagation))).unwrap_err();
+        assert!(failure.step == "volumes" && failure.detail.contains("not shared"), "{failure:?}");
+    }
+    mount_change(&volume, MountPropagationFlags::SHARED).unwrap();
+    fs::create_dir(volume.join("late")).unwrap();
+    for propagation in [Propagation::HostToContainer, Propagation::Bidirectional] {
+        crate::cases::renew(image);
+        let running = start(host, &Job::Private(&with(propagation))).unwrap_or_else(|f| panic!("{f:?}"));
+        assert_eq!(running.line(), "up");
+        mount("tmpfs", volume.join("late"), "tmpfs", MountFlags::empty(), None).unwrap();
+        let _undo = Unmount(volume.join("late"));
+        fs::write(volume.join("late/f"), "").unwrap();
+        assert_eq!(running.finish().output, "/vol/late/f\n");
+    }
+}
+
+/// The program ends with the process that forked its builder.
+fn death(host: &Host, image: &Image) {
+    let spec = image.spec("sleep 1000");
+    let (told, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    match cove_sys::fork(host.single, cove_sys::CloneFlags::none(), None).unwrap() {
+        cove_sys::Forked::Child(single) => {
+            drop(told);
+            let running =
+                start(&Host { single }, &Job::Shared(&spec, None)).unwrap_or_else(|f| panic!("{f:?}"));
+            rustix::io::write(&tell, &running.pid.as_raw_nonzero().get().to_ne_bytes()).unwrap();
+            cove_sys::exit_now(0)
+        }
+        cove_sys::Forked::Parent { pid, .. } => {
+            drop(tell);
+            let mut raw = [0; 4];
+            assert_eq!(rustix::io::read(&told, &mut raw).unwrap(), 4);
+            wait(Pid::from_raw(pid).unwrap());
+            let orphan = i32::from_ne_bytes(raw);
+            eventually("killed", || {
+                fs::read_to_string(format!("/proc/{orphan}/status")).map_or(true, |s| s.contains("State:\tZ"))
+            });
+        }
+    }
+}
