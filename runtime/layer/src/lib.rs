@@ -5,11 +5,14 @@
 //! layer: every name is resolved by openat2 inside the target, every number is checked before anything is made, every
 //! size has a limit in [`Limits`]. It knows no registry and no image, never syncs, and never makes a layer visible:
 //! that is for its caller, after it has compared [`Unpacked::diff_id`].
+//!
+//! [`fix_up`] then looks at all layers of an image together, for the directories that no entry named.
 #![forbid(unsafe_code)]
 
 mod compression;
 mod digest;
 mod error;
+mod fix_up;
 mod limits;
 mod stream;
 mod tar;
@@ -19,5 +22,6 @@ mod unpack;
 pub use compression::Compression;
 pub use digest::{Algorithm, Digest, DigestError, Hasher, HashingReader};
 pub use error::{Fault, LayerError, Name};
+pub use fix_up::{Stacked, fix_up};
 pub use limits::Limits;
 pub use unpack::{Unpacked, unpack};

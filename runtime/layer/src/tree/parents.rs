@@ -92,8 +92,7 @@ impl<'a> Parents<'a> {
 
     fn close(&mut self) -> Result<(), Errno> {
         let Some(parent) = self.current.take() else { return Ok(()) };
-        let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-        futimens(&parent.fd, &Timestamps { last_access: omit, last_modification: parent.mtime })
+        futimens(&parent.fd, &only_mtime(parent.mtime))
     }
 
     fn open(&mut self, path: &Path, entry: &Entry) -> Result<OwnedFd, LayerError> {
@@ -102,12 +101,36 @@ impl<'a> Parents<'a> {
             return openat(self.root.as_fd(), ".", DIRECTORY, Mode::empty())
                 .map_err(failed(entry, "open the root"));
         }
-        match self.root.resolve(path, DIRECTORY) {
+        let covered = match self.root.resolve(path, DIRECTORY) {
             Ok(fd) => return Ok(fd),
-            Err(error) if error.errno() == Some(Errno::NOENT) => {}
-            Err(error) if error.errno() == Some(Errno::NOTDIR) => self.uncover(path, entry)?,
+            Err(error) if error.errno() == Some(Errno::NOENT) => false,
+            Err(error) if error.errno() == Some(Errno::NOTDIR) => true,
             Err(error) => return Err(parent(error)),
+        };
+        let holder = self.nearest(path, entry)?;
+        if covered {
+            self.uncover(path, entry)?;
         }
+        let fd = self.make(path, entry)?;
+        if let Some((holder, times)) = holder {
+            futimens(&holder, &times).map_err(failed(entry, "restore the directory's times"))?;
+        }
+        openat(&fd, ".", DIRECTORY, Mode::empty()).map_err(failed(entry, "open directory"))
+    }
+
+    /// The directory that the first missing one will be made in, and the times to give it back.
+    fn nearest(&self, path: &Path, entry: &Entry) -> Result<Option<(OwnedFd, Timestamps)>, LayerError> {
+        for ancestor in path.ancestors().skip(1) {
+            let ancestor = if ancestor.as_os_str().is_empty() { Path::new("/") } else { ancestor };
+            if let Ok(fd) = self.root.resolve(ancestor, DIRECTORY) {
+                let stat = fstat(&fd).map_err(failed(entry, "stat directory"))?;
+                return Ok(Some((fd, only_mtime(mtime(&stat)))));
+            }
+        }
+        Ok(None)
+    }
+
+    fn make(&mut self, path: &Path, entry: &Entry) -> Result<OwnedFd, LayerError> {
         let Self { root, limits, implicit, made, .. } = self;
         let mut note = |path: &Path| -> Result<(), Trouble> {
             *made += 1;
@@ -118,11 +141,10 @@ impl<'a> Parents<'a> {
             Ok(note_implicit(fd.as_fd(), path, implicit, limits, entry)?)
         };
         let made = root.make_dirs_noting(path, IMPLICIT_MODE, &mut note);
-        let fd = made.map_err(|trouble| match trouble {
-            Trouble::Path(source) => parent(source),
+        made.map_err(|trouble| match trouble {
+            Trouble::Path(source) => LayerError::Parent { name: Name::new(&entry.name), source },
             Trouble::Layer(error) => error,
-        })?;
-        openat(&fd, ".", DIRECTORY, Mode::empty()).map_err(failed(entry, "open directory"))
+        })
     }
 
     /// A whiteout of this layer lies in the way: the entry after it means a new directory in its place, which hides
@@ -186,4 +208,9 @@ pub(crate) fn is_whiteout(stat: &Stat) -> bool {
 
 fn mtime(stat: &Stat) -> Timespec {
     Timespec { tv_sec: stat.st_mtime, tv_nsec: i64::try_from(stat.st_mtime_nsec).unwrap_or_default() }
+}
+
+fn only_mtime(mtime: Timespec) -> Timestamps {
+    let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    Timestamps { last_access: omit, last_modification: mtime }
 }

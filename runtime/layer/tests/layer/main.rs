@@ -6,6 +6,7 @@ mod archive;
 mod benign;
 mod broken;
 mod escape;
+mod fixed;
 mod overlay;
 mod place;
 mod random;

@@ -117,6 +117,25 @@ fn directories_that_no_entry_names() {
 }
 
 #[test]
+fn directories_keep_their_times() {
+    let place = Place::new();
+    let archive = Archive::new()
+        .dir("a", 0o755)
+        .dir("a/b", 0o755)
+        .file("a/b/one", "x")
+        .file("a/c/implicit", "x")
+        .file("a/.wh.d", "")
+        .file("a/d/e/through", "x")
+        .file("a/b/one", "again")
+        .symlink("a/b/one", "x")
+        .end();
+    place.unpack(&archive).unwrap();
+    for path in ["a", "a/b"] {
+        assert_eq!(fs::metadata(place.target().join(path)).unwrap().mtime(), 0o14_000_000_000, "{path}");
+    }
+}
+
+#[test]
 fn attributes_that_are_kept() {
     let place = Place::new();
     // A version 2 capability set with cap_net_raw permitted (linux/capability.h, vfs_cap_data).
