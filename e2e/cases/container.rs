@@ -133,7 +133,7 @@ async fn resolves_users_and_groups(world: &mut World) -> Outcome {
 async fn has_exact_capabilities(world: &mut World) -> Outcome {
     let config = world.pod("caps");
     let id = world.run_pod(&config).await?;
-    let read = "grep -E '^(Cap|NoNew)' /proc/self/status | tr -d '\\t' | tr '\\n' ' '; sleep 1000";
+    let read = "grep -E '^(Cap|NoNew)' /proc/self/status | tr -d '\\t' | tr '\\n' ' '; echo; sleep 1000";
     // The fourteen that Docker and containerd give: capabilities(7) numbers 0 1 3 4 5 6 7 8 10 13 18 27 29 31.
     let default = 0xa804_25fb_u64;
     let change = |add: &[&str], drop: &[&str]| Capability {
@@ -160,7 +160,7 @@ async fn has_exact_capabilities(world: &mut World) -> Outcome {
         security.run_as_user = Some(Int64Value { value: uid });
         security.no_new_privs = uid != 0;
         let container = world.launch(&id, &config, &container).await?;
-        let exec = world.exec(&container, &["sh", "-c", &read.replace("; sleep 1000", "")]).await?;
+        let exec = world.exec(&container, &["sh", "-c", &read.replace("; echo; sleep 1000", "")]).await?;
         let expected = format!(
             "CapInh:{:016x} CapPrm:{effective:016x} CapEff:{effective:016x} CapBnd:{bounding:016x} CapAmb:{:016x} NoNewPrivs:{} ",
             0,
@@ -168,8 +168,7 @@ async fn has_exact_capabilities(world: &mut World) -> Outcome {
             i32::from(uid != 0)
         );
         ensure_eq!((name, String::from_utf8(exec.stdout)?), (name, expected.clone()));
-        let log = fs::read_to_string(world.status(&container).await?.log_path)?;
-        ensure!(log.contains(expected.trim_end()), "{name}: {log}");
+        world.wrote(&container, expected.trim_end()).await?;
     }
     Ok(())
 }
@@ -237,7 +236,7 @@ async fn has_three_descriptors(world: &mut World) -> Outcome {
     let config = world.pod("fds");
     let id = world.run_pod(&config).await?;
     // The shell lists its own, by which the listing's own does not count.
-    let script = "ls /proc/$$/fd | tr '\\n' ' '; sleep 1000";
+    let script = "ls /proc/$$/fd | tr '\\n' ' '; echo; sleep 1000";
     for (name, mode) in
         [("pod", NamespaceMode::Pod), ("own", NamespaceMode::Container), ("host", NamespaceMode::Node)]
     {
@@ -246,8 +245,7 @@ async fn has_three_descriptors(world: &mut World) -> Outcome {
         let container = world.launch(&id, &config, &container).await?;
         let exec = world.exec(&container, &["sh", "-c", "ls /proc/$$/fd | tr '\\n' ' '"]).await?;
         ensure_eq!((name, String::from_utf8(exec.stdout)?), (name, "0 1 2 ".to_owned()));
-        let log = fs::read_to_string(world.status(&container).await?.log_path)?;
-        ensure!(log.is_empty() || log.ends_with("0 1 2 \n"), "{name}: {log}");
+        world.wrote(&container, "0 1 2 ").await?;
     }
     Ok(())
 }
@@ -327,15 +325,21 @@ async fn stops_within_its_grace(world: &mut World) -> Outcome {
     let config = world.pod("stop");
     let id = world.run_pod(&config).await?;
     let polite = world
-        .launch(&id, &config, &world.script("polite", "trap 'exit 7' TERM; while :; do sleep 0.05; done"))
+        .launch(
+            &id,
+            &config,
+            &world.script("polite", "trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done"),
+        )
         .await?;
+    world.wrote(&polite, "ready").await?;
     let began = Instant::now();
     world.stop(&polite, 30).await?;
     ensure!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     ensure_eq!(world.status(&polite).await?.exit_code, 7);
     let deaf = world
-        .launch(&id, &config, &world.script("deaf", "trap '' TERM; while :; do sleep 0.05; done"))
+        .launch(&id, &config, &world.script("deaf", "trap '' TERM; echo ready; while :; do sleep 0.05; done"))
         .await?;
+    world.wrote(&deaf, "ready").await?;
     let began = Instant::now();
     world.stop(&deaf, 1).await?;
     ensure!(began.elapsed() >= Duration::from_millis(950), "killed after {:?} of 1 s", began.elapsed());
@@ -344,8 +348,13 @@ async fn stops_within_its_grace(world: &mut World) -> Outcome {
     world.stop(&"0".repeat(64), 1).await?;
     // A longer stop is cut short by a shorter one.
     let deaf = world
-        .launch(&id, &config, &world.script("deaf2", "trap '' TERM; while :; do sleep 0.05; done"))
+        .launch(
+            &id,
+            &config,
+            &world.script("deaf2", "trap '' TERM; echo ready; while :; do sleep 0.05; done"),
+        )
         .await?;
+    world.wrote(&deaf, "ready").await?;
     let mut other = world.cri.clone();
     let request = StopContainerRequest { container_id: deaf.clone(), timeout: 600 };
     let long = tokio::spawn(async move { other.runtime.stop_container(request).await });
@@ -363,9 +372,10 @@ async fn stops_by_the_signal_asked_for(world: &mut World) -> Outcome {
     world.pull(&reference).await?;
     let config = world.pod("stop-signal");
     let id = world.run_pod(&config).await?;
-    let script = "trap 'exit 11' USR1; trap 'exit 12' TERM; while :; do sleep 0.05; done";
+    let script = "trap 'exit 11' USR1; trap 'exit 12' TERM; echo ready; while :; do sleep 0.05; done";
     let container =
         world.launch(&id, &config, &pod::container("usr1", &reference, &["sh", "-c", script])).await?;
+    world.wrote(&container, "ready").await?;
     world.stop(&container, 30).await?;
     ensure_eq!(world.status(&container).await?.exit_code, 11);
     Ok(())

@@ -25,7 +25,7 @@ async fn sleeper(world: &mut World) -> Outcome<(String, String)> {
 }
 
 async fn sleeps(world: &mut World, container: &str) -> Outcome<String> {
-    let exec = world.exec(container, &["sh", "-c", "pgrep -f '[s]leep 4321' | wc -l"]).await?;
+    let exec = world.exec(container, &["sh", "-c", "ps -o args | grep -c '[s]leep 4321'"]).await?;
     Ok(String::from_utf8(exec.stdout)?.trim().to_owned())
 }
 

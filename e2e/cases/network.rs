@@ -40,7 +40,7 @@ async fn reaches_a_pod_from_the_host_and_from_a_pod(world: &mut World) -> Outcom
         world.output(&id, &config, &world.script("get", &format!("wget -q -O - http://{address}/"))).await?;
     ensure_eq!(text, "served-here\n");
     // Two containers of one pod share its loopback.
-    let script = world.script("local", "wget -q -O - http://127.0.0.1/ || echo nobody");
+    let script = world.script("local", "wget -q -O - http://127.0.0.1/ 2>/dev/null || echo nobody");
     let (_, text) = world.output(&id, &config, &script).await?;
     ensure_eq!(text, "nobody\n");
     Ok(())

