@@ -28,7 +28,9 @@ pub(super) fn collect(store: &Store, spare: Spare) -> Result<(), ImageError> {
     }
     forget_images(store)?;
     let dead = take_dead_layers(store, spare);
-    let emptied = !dead.is_empty();
+    if dead.is_empty() {
+        return Ok(());
+    }
     let mut failed = Ok(());
     for (diff_id, layer) in dead {
         if let Err(error) = store.layout.discard_layer(&diff_id) {
@@ -39,9 +41,7 @@ pub(super) fn collect(store: &Store, spare: Spare) -> Result<(), ImageError> {
             failed = Err(error);
         }
     }
-    if emptied {
-        store.later(Job::EmptyTrash);
-    }
+    store.later(Job::EmptyTrash);
     failed
 }
 
@@ -55,7 +55,7 @@ fn forget_images(store: &Store) -> Result<(), ImageError> {
     };
     for id in &removed {
         let path = store.layout.record(id);
-        store.layout.discard(&path)?;
+        store.discard(&path)?;
         store.index().images.remove(id);
     }
     match removed.first() {

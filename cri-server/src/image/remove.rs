@@ -61,7 +61,7 @@ fn remove_unlisted(store: &Store, text: &str) -> Result<(), ImageError> {
     if !is_unlisted(&store.index()) {
         return Ok(());
     }
-    store.layout.discard(&path)?;
+    store.discard(&path)?;
     let mut index = store.index();
     index.incomplete.remove(&id);
     index.unreadable.remove(&path);

@@ -60,10 +60,9 @@ impl Drop for Stage {
 }
 
 fn throw_away(store: &Store, directory: &Path) {
-    if let Err(error) = store.layout.discard(directory) {
+    if let Err(error) = store.discard(directory) {
         tracing::warn!(%error, "a half-unpacked layer stays in tmp until the next start");
     }
-    store.later(Job::EmptyTrash);
 }
 
 /// A whole layer that is not visible yet.
@@ -143,9 +142,7 @@ pub(super) fn keep(store: &Store, kept: Kept) -> Result<(), ImageError> {
 /// Renames it into place, unless another pull was first.
 fn publish(store: &Store, kept: &Kept, kept_until: Option<Instant>) -> Result<(), ImageError> {
     if store.index().layers.contains_key(&kept.diff_id) {
-        store.layout.discard(&kept.directory)?;
-        store.later(Job::EmptyTrash);
-        return Ok(());
+        return store.discard(&kept.directory);
     }
     store.layout.publish(&kept.directory, &kept.diff_id)?;
     let entry = LayerEntry { size: kept.size, inodes: kept.inodes, is_opaque: kept.is_opaque, kept_until };

@@ -5,7 +5,7 @@
 //! same order; `index` is held for moments, never across a system call. Order: writer, then index.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -140,6 +140,13 @@ impl Store {
         }
     }
 
+    /// Moves something out of sight, and has it deleted.
+    pub(super) fn discard(&self, path: &Path) -> Result<(), ImageError> {
+        self.layout.discard(path)?;
+        self.later(Job::EmptyTrash);
+        Ok(())
+    }
+
     /// The image as readers see it.
     pub(super) fn image(
         &self,
@@ -185,7 +192,7 @@ fn load(layout: &Layout) -> Result<Index, ImageError> {
     Ok(index)
 }
 
-fn read(layout: &Layout, path: &std::path::Path) -> Result<(Record, Digest, Vec<Digest>), String> {
+fn read(layout: &Layout, path: &Path) -> Result<(Record, Digest, Vec<Digest>), String> {
     let record: Record = record::read(path).map_err(|error| error.to_string())?;
     let id: Digest = record.id.parse().map_err(|_| "holds an id that is no digest")?;
     if layout.record(&id) != path {
