@@ -12,11 +12,14 @@
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use rustix::io::Errno;
 
@@ -27,6 +30,10 @@ use super::sysctl;
 
 /// What every tool expects the pod's link to be called.
 pub(super) const POD_LINK: &str = "eth0";
+/// Tells the link-layer addresses of both ends apart.
+const HOST_END: u8 = b'h';
+/// As [`HOST_END`].
+const POD_END: u8 = b'p';
 /// A new network namespace has its loopback link first.
 const LOOPBACK: u32 = 1;
 /// One address of a pod.
@@ -44,7 +51,7 @@ pub(super) fn attach(netns: BorrowedFd<'_>, name: &str, addresses: &[Leased]) ->
     let (host_index, pod_index) = make(&host, netns, name)?;
     // Before the link is up, when the first router advertisement could come in (CVE-2020-10749).
     sysctl::protect(name, addresses.iter().any(|leased| leased.address.is_ipv6()))?;
-    pod.run(pod_requests(pod_index, addresses))?;
+    pod.run(pod_requests(name, pod_index, addresses))?;
     host.run(host_requests(name, host_index, addresses))?;
     Ok(())
 }
@@ -106,17 +113,17 @@ fn make(host: &Netlink, netns: BorrowedFd<'_>, name: &str) -> Result<(u32, u32),
     indexes(&answers).ok_or_else(|| NetworkError::system("look up", name, Errno::NODEV))
 }
 
+/// Of the host's end and the pod's. The kernel may leave out the pod's when it is the same number.
 fn indexes(answers: &[RouteNetlinkMessage]) -> Option<(u32, u32)> {
-    answers.iter().find_map(|answer| match answer {
-        RouteNetlinkMessage::NewLink(link) => {
-            let peer = link.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::Link(index) => Some(*index),
-                _ => None,
-            })?;
-            Some((link.header.index, peer))
-        }
+    let link = answers.iter().find_map(|answer| match answer {
+        RouteNetlinkMessage::NewLink(link) => Some(link),
         _ => None,
-    })
+    })?;
+    let peer = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Link(index) => Some(*index),
+        _ => None,
+    });
+    Some((link.header.index, peer.unwrap_or(link.header.index)))
 }
 
 /// Both ends in one message. They get addresses of their own choosing: else systemd-udevd would change the host end's
@@ -125,13 +132,13 @@ fn pair(netns: BorrowedFd<'_>, name: &str) -> LinkMessage {
     let mut peer = LinkMessage::default();
     peer.attributes = vec![
         LinkAttribute::IfName(POD_LINK.to_owned()),
-        LinkAttribute::Address(mac(name, b'p').to_vec()),
+        LinkAttribute::Address(mac(name, POD_END).to_vec()),
         LinkAttribute::NetNsFd(netns.as_raw_fd()),
     ];
     let mut link = LinkMessage::default();
     link.attributes = vec![
         LinkAttribute::IfName(name.to_owned()),
-        LinkAttribute::Address(mac(name, b'h').to_vec()),
+        LinkAttribute::Address(mac(name, HOST_END).to_vec()),
         LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
@@ -186,10 +193,11 @@ fn up(index: u32, name: &str) -> Request {
     }
 }
 
-fn pod_requests(index: u32, addresses: &[Leased]) -> Vec<Request> {
+fn pod_requests(name: &str, index: u32, addresses: &[Leased]) -> Vec<Request> {
     let mut requests = vec![up(LOOPBACK, "lo of the pod"), up(index, "eth0 of the pod")];
     for Leased { address, gateway } in addresses.iter().copied() {
         requests.push(add_address(index, address));
+        requests.push(add_neighbour(index, gateway, mac(name, HOST_END)));
         requests.push(route::add(Route::to(gateway, index)));
         requests.push(route::add(Route::default_by(gateway, index)));
     }
@@ -200,6 +208,7 @@ fn host_requests(name: &str, index: u32, addresses: &[Leased]) -> Vec<Request> {
     let mut requests = vec![up(index, name)];
     for Leased { address, gateway } in addresses.iter().copied() {
         requests.push(add_address(index, gateway));
+        requests.push(add_neighbour(index, address, mac(name, POD_END)));
         // The source is said, since the host has the gateway's address on many links.
         requests.push(route::add(Route::from_source(address, index, gateway)));
     }
@@ -219,6 +228,29 @@ fn add_address(index: u32, address: IpAddr) -> Request {
         message: RouteNetlinkMessage::NewAddress(message),
         flags: NLM_F_CREATE | NLM_F_EXCL,
         doing: "add address",
+        object: address.to_string(),
+        done: &[],
+    }
+}
+
+/// Who is at the other end is known. So no packet waits for an answer, a host with a strict `arp_ignore` works, and pods
+/// do not fill the host's neighbour table (permanent entries do not count against its gc_thresh3 of 1,024).
+fn add_neighbour(index: u32, address: IpAddr, mac: [u8; 6]) -> Request {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(address);
+    message.header.ifindex = index;
+    message.header.state = NeighbourState::Permanent;
+    message.attributes = vec![
+        NeighbourAttribute::Destination(match address {
+            IpAddr::V4(address) => NeighbourAddress::Inet(address),
+            IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+        }),
+        NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
+    ];
+    Request {
+        message: RouteNetlinkMessage::NewNeighbour(message),
+        flags: NLM_F_CREATE | NLM_F_REPLACE,
+        doing: "add neighbour",
         object: address.to_string(),
         done: &[],
     }

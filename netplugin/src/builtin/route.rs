@@ -159,7 +159,7 @@ pub(super) fn remove(listed: RouteMessage) -> Request {
         message: RouteNetlinkMessage::DelRoute(route),
         flags: 0,
         doing: "remove route",
-        done: &[Errno::SRCH],
+        done: &[Errno::SRCH, Errno::NODEV],
     }
 }
 
