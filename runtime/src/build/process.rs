@@ -91,19 +91,15 @@ impl Process<'_> {
 /// Enters the working directory as root. `false`: that was not permitted, and the user is to try (a directory of a
 /// file server that does not trust root).
 fn enter_cwd(root: &Root, spec: &ProcessSpec) -> Result<bool, Failure> {
-    let entered = root
-        .resolve(&spec.cwd, OFlags::PATH | OFlags::DIRECTORY)
-        .map_err(|error| (error.errno(), error))
-        .and_then(|fd| fchdir(&fd).map_err(|errno| (Some(errno), refused(spec, errno))));
-    match entered {
-        Ok(()) => Ok(true),
-        Err((Some(Errno::ACCESS | Errno::PERM), _)) => Ok(false),
-        Err((_, error)) => Err(error).at("cwd", || "enter the working directory".to_owned()),
+    let refused = |errno| matches!(errno, Errno::ACCESS | Errno::PERM);
+    let fd = match root.resolve(&spec.cwd, OFlags::PATH | OFlags::DIRECTORY) {
+        Err(error) if error.errno().is_some_and(refused) => return Ok(false),
+        found => found.at("cwd", || "find the working directory".to_owned())?,
+    };
+    match fchdir(&fd) {
+        Err(errno) if refused(errno) => Ok(false),
+        entered => entered.at("cwd", || format!("enter {}", spec.cwd.display())).map(|()| true),
     }
-}
-
-fn refused(spec: &ProcessSpec, errno: Errno) -> cove_path::PathError {
-    cove_path::PathError::Call { doing: "enter", path: spec.cwd.clone(), errno }
 }
 
 fn enter_cwd_as_user(spec: &ProcessSpec) -> Result<(), Failure> {

@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, pidfd_send_signal};
 
 use crate::cases::{MKDIR, Unmount, filter};
 use crate::image::{self, Image};
-use crate::shim::{Job, Running, pod, start, wait};
+use crate::shim::{Job, Running, pod, start, start_in, wait};
 use crate::{Case, HOSTNAME, Host};
 
 pub const ALL: &[Case] = &[
@@ -21,6 +21,7 @@ pub const ALL: &[Case] = &[
     ("a filter that hides clone3", hidden_clone3),
     ("propagation", propagation),
     ("the shim's death", death),
+    ("the view of cgroups", cgroup_view),
 ];
 
 fn shm() -> Mount {
@@ -276,5 +277,46 @@ fn death(host: &Host, image: &Image) {
                 fs::read_to_string(format!("/proc/{orphan}/status")).map_or(true, |s| s.contains("State:\tZ"))
             });
         }
+    }
+}
+
+/// A cgroup of this test's in one v1 hierarchy; removed when dropped.
+struct Group(std::path::PathBuf);
+
+impl Group {
+    fn new(hierarchy: &str) -> Self {
+        let name = format!("{}{}", image::PREFIX, std::process::id());
+        let group = Self(std::path::Path::new("/sys/fs/cgroup").join(hierarchy).join(name));
+        fs::create_dir(&group.0).unwrap();
+        group
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _removed = fs::remove_dir(&self.0);
+    }
+}
+
+fn cgroup_view(host: &Host, image: &Image) {
+    if !fs::exists("/sys/fs/cgroup/memory").unwrap() {
+        println!("        the view of v1 needs cgroup v1: not looked at");
+        return;
+    }
+    let groups = [Group::new("memory"), Group::new("pids")];
+    fs::write(groups[0].0.join("memory.limit_in_bytes"), "104857600").unwrap();
+    for (readonly, expected) in [(true, "Read-only file system"), (false, "written")] {
+        crate::cases::renew(image);
+        let mut spec = image.spec(
+            "cd /sys/fs/cgroup && echo *; cat memory/memory.limit_in_bytes; \
+             echo 99 >pids/pids.max && echo written; mkdir x 2>/dev/null; cat pids/cgroup.procs | wc -l",
+        );
+        spec.mounts.push(Mount { readonly, ..image::mount("/sys/fs/cgroup", MountKind::Cgroup) });
+        let placed = groups.each_ref().map(|group| group.0.clone());
+        let running = start_in(host, &Job::Private(&spec), &placed).unwrap_or_else(|f| panic!("{f:?}"));
+        let out = running.finish().output;
+        let shown: Vec<_> = out.lines().next().unwrap().split(' ').collect();
+        assert!(shown.contains(&"memory") && shown.contains(&"pids") && !shown.contains(&"freezer"), "{out}");
+        assert!(out.contains("\n104857600\n") && out.contains(expected) && out.ends_with("\n3\n"), "{out}");
     }
 }

@@ -1,6 +1,7 @@
 //! The shim's part: fork, gates, reports, output, end.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
 
 use cove_runtime::build::report::Report;
 use cove_runtime::build::request::{ContainerSpec, ProcessSpec};
@@ -87,6 +88,11 @@ fn hear(ours: &Ends) -> Option<Report> {
 
 /// Builds, up to Ready, and opens gate 1.
 pub fn start(host: &Host, job: &Job<'_>) -> Result<Running, Failure> {
+    start_in(host, job, &[])
+}
+
+/// The same, in these cgroups.
+pub fn start_in(host: &Host, job: &Job<'_>, cgroups: &[PathBuf]) -> Result<Running, Failure> {
     let (theirs, ours) = ends();
     let (output, stdout) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     let spec = match job {
@@ -101,6 +107,9 @@ pub fn start(host: &Host, job: &Job<'_>) -> Result<Running, Failure> {
         Forked::Parent { pid, pidfd } => (Pid::from_raw(pid).unwrap(), pidfd),
     };
     drop((theirs, spec, stdout));
+    for cgroup in cgroups {
+        std::fs::write(cgroup.join("cgroup.procs"), pid.as_raw_nonzero().to_string()).unwrap();
+    }
     rustix::io::write(&ours.gate0, b"1").unwrap();
     let mut running = Running { pid, pidfd, user: nobody(), output };
     let result = follow(&ours, &mut running, !first);
