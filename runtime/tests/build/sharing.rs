@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, pidfd_send_signal};
 
 use crate::cases::{MKDIR, Unmount, filter};
 use crate::image::{self, Image};
-use crate::shim::{Job, Running, pod, start, start_in, wait};
+use crate::shim::{Job, Running, pod, start, start_in, start_on, wait};
 use crate::{Case, HOSTNAME, Host};
 
 pub const ALL: &[Case] = &[
@@ -17,6 +17,7 @@ pub const ALL: &[Case] = &[
     ("a pod's PID namespace", shared_pid),
     ("the host's PID namespace", host_pid),
     ("exec", exec),
+    ("exec on a terminal", terminal),
     ("exec failures", exec_failures),
     ("a filter that hides clone3", hidden_clone3),
     ("propagation", propagation),
@@ -180,6 +181,32 @@ fn exec(host: &Host, image: &Image) {
     up(&hosts);
     look(host, &hosts.pidfd);
     hosts.kill();
+}
+
+fn terminal(host: &Host, image: &Image) {
+    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+    let running = start(host, &Job::Private(&image.spec("echo up; exec sleep 1000"))).unwrap();
+    assert_eq!(running.line(), "up");
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let ours = openpt(flags).unwrap();
+    grantpt(&ours).unwrap();
+    unlockpt(&ours).unwrap();
+    let theirs = ioctl_tiocgptpeer(&ours, flags).unwrap();
+    let mut process =
+        image::process("[ -t 0 ] && [ -t 2 ] && echo mine >/dev/tty; stat -L -c %u /proc/self/fd/1");
+    process.user.user = "app".to_owned();
+    let exec =
+        start_on(host, &Job::Exec(&process, &running.pidfd), &theirs).unwrap_or_else(|f| panic!("{f:?}"));
+    drop(theirs);
+    assert_eq!(exec.finish().code, 0);
+    let mut said = Vec::new();
+    let mut chunk = [0; 256];
+    // EIO once the last of the other end is closed.
+    while let Ok(n @ 1..) = rustix::io::read(&ours, &mut chunk) {
+        said.extend_from_slice(&chunk[..n]);
+    }
+    assert_eq!(String::from_utf8_lossy(&said), "mine\r\n1000\r\n");
+    running.kill();
 }
 
 fn exec_failures(host: &Host, image: &Image) {

@@ -91,8 +91,22 @@ pub fn start(host: &Host, job: &Job<'_>) -> Result<Running, Failure> {
     start_in(host, job, &[])
 }
 
+/// The same, on a terminal.
+pub fn start_on(host: &Host, job: &Job<'_>, terminal: &OwnedFd) -> Result<Running, Failure> {
+    begin(host, job, &[], Some(terminal))
+}
+
 /// The same, in these cgroups.
 pub fn start_in(host: &Host, job: &Job<'_>, cgroups: &[PathBuf]) -> Result<Running, Failure> {
+    begin(host, job, cgroups, None)
+}
+
+fn begin(
+    host: &Host,
+    job: &Job<'_>,
+    cgroups: &[PathBuf],
+    terminal: Option<&OwnedFd>,
+) -> Result<Running, Failure> {
     let (theirs, ours) = ends();
     let (output, stdout) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     let spec = match job {
@@ -103,7 +117,7 @@ pub fn start_in(host: &Host, job: &Job<'_>, cgroups: &[PathBuf]) -> Result<Runni
     let first = matches!(job, Job::Private(_) | Job::Held(..));
     let flags = if first { CloneFlags::NEW_PID } else { CloneFlags::none() };
     let (pid, pidfd) = match cove_sys::fork(host.single, flags, None).unwrap() {
-        Forked::Child(single) => become_builder(single, theirs, spec, stdout, job),
+        Forked::Child(single) => become_builder(single, theirs, spec, stdout, (job, terminal)),
         Forked::Parent { pid, pidfd } => (Pid::from_raw(pid).unwrap(), pidfd),
     };
     drop((theirs, spec, stdout));
@@ -158,11 +172,21 @@ fn follow(ours: &Ends, running: &mut Running, clones: bool) -> Result<(), Failur
     }
 }
 
-fn become_builder(single: SingleThreaded, theirs: Ends, spec: OwnedFd, stdout: OwnedFd, job: &Job<'_>) -> ! {
+fn become_builder(
+    single: SingleThreaded,
+    theirs: Ends,
+    spec: OwnedFd,
+    stdout: OwnedFd,
+    (job, terminal): (&Job<'_>, Option<&OwnedFd>),
+) -> ! {
     let stdin = open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
     let stderr = stdout.try_clone().unwrap();
-    let stdio = [stdin, stdout, stderr];
     let copy = |fd: &OwnedFd| fd.try_clone().unwrap();
+    let stdio = match terminal {
+        Some(terminal) => [copy(terminal), copy(terminal), copy(terminal)],
+        None => [stdin, stdout, stderr],
+    };
+    let terminal = terminal.is_some();
     let (pid, holder, target) = match job {
         Job::Private(_) => (Some(PidEntry::First), None, None),
         Job::Held(_, holder) => (Some(PidEntry::First), Some(copy(holder)), None),
@@ -180,7 +204,7 @@ fn become_builder(single: SingleThreaded, theirs: Ends, spec: OwnedFd, stdout: O
     }
     cove_sys::close_all_except(&keep).unwrap();
     let Ends { report, gate0, gate1 } = theirs;
-    let builder = Builder { single, spec, report, gate0, gate1, stdio, terminal: false };
+    let builder = Builder { single, spec, report, gate0, gate1, stdio, terminal };
     match (pid, target) {
         (Some(pid), _) => build::create(builder, pid, holder),
         (None, Some(target)) => build::join(builder, target),
