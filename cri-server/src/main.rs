@@ -6,16 +6,24 @@
 #![allow(dead_code, reason = "rooms that are being built: gone with the last of them")]
 
 mod api;
+mod blocking;
+mod cgroup;
 mod cli;
 mod config;
 mod container;
+mod detach;
 mod error;
+mod events;
 mod gate;
 mod host;
 mod image;
 mod logging;
+mod name;
+mod network;
 mod node;
+mod readiness;
 mod sandbox;
+mod shim;
 mod step;
 mod store;
 

@@ -1,13 +1,34 @@
 //! Everything that one daemon holds. Fields only: an operation takes the parts that it uses.
 
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use crate::blocking;
+use crate::cgroup::Cgroups;
 use crate::config::Config;
-use crate::error::Error;
+use crate::container::config::ContainerConfig;
+use crate::container::live::{Container, ContainerKey};
+use crate::error::{Error, Kind};
+use crate::events::Events;
 use crate::gate::Gate;
 use crate::image::{Images, Options};
+use crate::name::{Names, Waiter};
+use crate::network::Network;
+use crate::sandbox::config::{SandboxConfig, SandboxName};
+use crate::sandbox::live::Sandbox;
+use crate::shim::Launcher;
+use crate::step::{Operation, Operations};
+use crate::store::{self, Clock, Index, RootLock};
+
+/// How long the end of the daemon waits for operations in flight; what is not done by then is finished by the next
+/// daemon, from its record. A service manager gives 90 seconds (systemd's TimeoutStopSec).
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
 /// One instance of Cove.
 #[derive(Debug)]
@@ -18,20 +39,128 @@ pub struct Node {
     pub gate: Gate,
     /// Images.
     pub images: Images,
+    /// Sandboxes by id.
+    pub sandboxes: Index<Sandbox>,
+    /// Containers by id.
+    pub containers: Index<Container>,
+    /// Who owns a pod's name.
+    pub sandbox_names: Names<SandboxName, SandboxConfig>,
+    /// Who owns a container's name.
+    pub container_names: Names<ContainerKey, ContainerConfig>,
+    /// Control groups.
+    pub cgroups: Cgroups,
+    /// What happens, for whoever listens.
+    pub events: Arc<Events>,
+    /// The time that objects carry.
+    pub clock: Clock,
+    /// Operations in flight.
+    pub operations: Operations,
+    /// Every task that must end before the daemon does.
+    pub tasks: TaskTracker,
+    /// The daemon is about to end: nobody waits for what may come later.
+    pub draining: CancellationToken,
+    network: OnceLock<Network>,
+    launcher: OnceLock<Launcher>,
+    _locks: [RootLock; 2],
 }
 
 impl Node {
-    /// Takes both roots (a second daemon is refused), opens the image store, the cgroup tree and the network.
+    /// Takes both roots (a second daemon is refused) and opens the image store. Makes nothing in the kernel: that is
+    /// recovery's, which knows what is there.
     pub fn open(config: Config) -> Result<Arc<Self>, Error> {
+        let locks = [RootLock::take(&config.root)?, RootLock::take(&config.state)?];
         let options = Options {
             plain_http: config.images.plain_http.clone(),
             parallel_layers: config.images.max_parallel_layers,
             ..Options::default()
         };
-        let images = Images::open(&config.root, options)?;
-        Ok(Arc::new(Self { config: ArcSwap::from_pointee(config), gate: Gate::default(), images }))
+        Ok(Arc::new(Self {
+            gate: Gate::default(),
+            images: Images::open(&config.root, options)?,
+            sandboxes: Index::new(Kind::Sandbox),
+            containers: Index::new(Kind::Container),
+            sandbox_names: Names::default(),
+            container_names: Names::default(),
+            cgroups: Cgroups::open(config.cgroup_driver, &config.cgroup_parent)?,
+            events: Arc::default(),
+            clock: Clock::default(),
+            operations: Operations::default(),
+            tasks: TaskTracker::new(),
+            draining: CancellationToken::new(),
+            network: OnceLock::new(),
+            launcher: OnceLock::new(),
+            config: ArcSwap::from_pointee(config),
+            _locks: locks,
+        }))
+    }
+
+    /// What recovery found and made, once.
+    pub fn equip(&self, network: Network, launcher: Launcher) {
+        let known = self.network.set(network).is_err() || self.launcher.set(launcher).is_err();
+        debug_assert!(!known, "recovery runs once");
+    }
+
+    /// The pod network.
+    pub fn network(&self) -> Result<&Network, Error> {
+        self.network.get().ok_or(Error::Unavailable("the daemon has not set up its network yet"))
+    }
+
+    /// Who starts shims.
+    pub fn launcher(&self) -> Result<&Launcher, Error> {
+        self.launcher.get().ok_or(Error::Unavailable("the daemon cannot start shims yet"))
+    }
+
+    /// Waits for the work that a name is claimed by, within `limit`.
+    pub async fn wait_for_name(
+        &self,
+        operation: Operation,
+        limit: Duration,
+        waiter: Waiter,
+    ) -> Result<String, Error> {
+        let id = waiter.id.clone();
+        let interrupted = || {
+            let object = format!("{} {id}", operation.kind);
+            Error::Interrupted { operation: operation.name, object }
+        };
+        match timeout(limit, waiter.outcome()).await {
+            Ok(Some(Ok(id))) => Ok(id),
+            Ok(Some(Err(error))) => Err(Error::Joined(error)),
+            Ok(None) => Err(interrupted()),
+            Err(_) => Err(match self.operations.find(operation.name, &id) {
+                Some(progress) => progress.still_running(),
+                None => interrupted(),
+            }),
+        }
+    }
+
+    /// Removes what lies in the trash, when there is time.
+    pub fn empty_trash(&self, path: PathBuf) {
+        self.tasks.spawn(async move {
+            if let Err(error) = blocking::run(move || store::remove_tree(&path)).await {
+                tracing::warn!(%error, "what was removed is still on disk; the next start tries again");
+            }
+        });
     }
 
     /// Waits for the operations in flight, for a bounded time. Containers go on.
-    pub async fn drain(&self) {}
+    pub async fn drain(&self) {
+        self.draining.cancel();
+        self.tasks.close();
+        if timeout(DRAIN_LIMIT, self.tasks.wait()).await.is_err() {
+            let left = self.operations.in_flight();
+            for progress in &left {
+                let (step, age) = progress.at();
+                tracing::warn!(
+                    operation = progress.operation.name,
+                    id = progress.id,
+                    step,
+                    ?age,
+                    "left to the next daemon"
+                );
+            }
+        }
+        if let Err(error) = self.cgroups.close().await {
+            tracing::warn!(%error, "cgroups of this instance are left");
+        }
+    }
 }

@@ -28,6 +28,11 @@ pub fn is_alive(pid: i32, started: u64) -> io::Result<bool> {
     Ok(start_time(pid)? == Some(started))
 }
 
+/// Signals a process by its pidfd, which stays its own even when the pid is used again. Gone is an error (ESRCH).
+pub fn signal(pidfd: std::os::fd::BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    cove_sys::send_signal(pidfd, signal)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,13 +1,269 @@
-//! CreateContainer.
+//! CreateContainer: refuses all that can be refused, and writes down the rest. Nothing of it is in the kernel yet.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tracing::Instrument;
 
 use super::config::ContainerConfig;
-use crate::error::Error;
+use super::live::{Container, ContainerKey};
+use super::record::{ContainerIdentity, Places};
+use super::spec::{self, Prepared};
+use super::state::{ContainerFact, ContainerState};
+use super::{log, remove};
+use crate::blocking;
+use crate::detach::ANSWER_LIMIT;
+use crate::error::{Error, Kind};
+use crate::name::{Claim, Owner};
 use crate::node::Node;
+use crate::sandbox::children::Making;
+use crate::sandbox::live::Sandbox;
+use crate::step::{Operation, Progress, Steps};
+use crate::store::{self, Durability};
+
+/// The operation, for people and fail points.
+const CREATE: Operation =
+    Operation { name: "CreateContainer", point: "container.create", kind: Kind::Container };
+/// How long a container that nobody waited for is kept for the retry (decision 6).
+const KEEP_UNCLAIMED: Duration = Duration::from_secs(120);
 
 /// Makes a container in a sandbox, or joins the call that already does, and returns its id.
 pub async fn create(node: &Arc<Node>, sandbox: &str, config: ContainerConfig) -> Result<String, Error> {
-    let _ = (node, sandbox, config);
-    Err(Error::Unimplemented("CreateContainer"))
+    let sandbox = node.sandboxes.find(sandbox, |sandbox| sandbox.view().is_some())?;
+    let ready = sandbox.view().is_some_and(|view| view.ready) && !sandbox.state().closing;
+    if !ready {
+        return Err(not_ready(&sandbox));
+    }
+    check(&sandbox, &config)?;
+    let config = Arc::new(config);
+    let key: ContainerKey = (sandbox.id().to_owned(), config.name.clone());
+    loop {
+        let lives = |id: &str| node.containers.get(id).is_some_and(|container| container.state().lives());
+        let waiter = match node.container_names.claim(&key, &config, store::new_id, lives)? {
+            Claim::Begin(owner, waiter) => {
+                begin(node, &sandbox, owner, Arc::clone(&config));
+                waiter
+            }
+            Claim::Join(waiter) => waiter,
+            Claim::Retry(waiter) => {
+                // Its failure was told to those who waited for it; this call begins anew.
+                let _ = node.wait_for_name(CREATE, ANSWER_LIMIT, waiter).await;
+                continue;
+            }
+            Claim::Finished(id) => match take(node, &id).await {
+                Ok(()) => return Ok(id),
+                // It is being removed, since nobody came for it in time: this call begins anew.
+                Err(_) => continue,
+            },
+            Claim::Taken(id) => {
+                let name = format!("{} (attempt {}) of sandbox {}", key.1.name, key.1.attempt, key.0);
+                return Err(Error::NameTaken { kind: Kind::Container, name, id });
+            }
+        };
+        let id = node.wait_for_name(CREATE, ANSWER_LIMIT, waiter).await?;
+        return take(node, &id).await.map(|()| id);
+    }
+}
+
+fn not_ready(sandbox: &Sandbox) -> Error {
+    Error::WrongState {
+        kind: Kind::Sandbox,
+        id: sandbox.id().to_owned(),
+        state: "not ready",
+        needed: "a container can only be created in a ready sandbox",
+    }
+}
+
+fn check(sandbox: &Sandbox, config: &ContainerConfig) -> Result<(), Error> {
+    if config.privileged && !sandbox.identity.config.privileged {
+        let reason = "its sandbox is not privileged, so the container cannot be";
+        return Err(Error::invalid("config.linux.security_context.privileged", reason));
+    }
+    config.log_path.as_deref().map_or(Ok(()), log::check)
+}
+
+/// Somebody is given the id: from now on it is listed.
+async fn take(node: &Arc<Node>, id: &str) -> Result<(), Error> {
+    let gone = || Error::NotFound { kind: Kind::Container, id: id.to_owned() };
+    let container = node.containers.get(id).ok_or_else(gone)?;
+    container.taken.store(true, Ordering::SeqCst);
+    if container.state().claimed {
+        return Ok(());
+    }
+    let gone = gone();
+    container
+        .change(move |state| {
+            if state.removing {
+                return Err(gone);
+            }
+            state.claimed = true;
+            Ok(())
+        })
+        .await
+}
+
+/// Makes the container in a task that no caller can cancel.
+fn begin(
+    node: &Arc<Node>,
+    sandbox: &Arc<Sandbox>,
+    owner: Owner<ContainerKey, ContainerConfig>,
+    config: Arc<ContainerConfig>,
+) {
+    let progress = node.operations.begin(CREATE, owner.id());
+    let span = tracing::info_span!("create", sandbox = sandbox.id(), container = owner.id());
+    let (node, sandbox) = (Arc::clone(node), Arc::clone(sandbox));
+    let tasks = node.tasks.clone();
+    let work = async move {
+        let result = make(&node, &sandbox, &owner, config, &progress).await;
+        drop(progress);
+        match result {
+            Ok(container) => {
+                let unclaimed = owner.finish(Ok(()));
+                if unclaimed.nobody_took_it().await {
+                    keep_for_retry(&node, &container).await;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "container was not made");
+                owner.finish(Err(error));
+            }
+        }
+    };
+    tasks.spawn(work.instrument(span));
+}
+
+/// Nobody waited for its id: it stays unlisted, else a kubelet would take it for a restart, is given to the retry, and
+/// goes when there is none.
+async fn keep_for_retry(node: &Arc<Node>, container: &Arc<Container>) {
+    let unlisted = Arc::clone(container);
+    container.want(move |state| state.claimed = unlisted.taken.load(Ordering::SeqCst)).await;
+    tokio::select! {
+        () = tokio::time::sleep(KEEP_UNCLAIMED) => {}
+        () = container.closing.cancelled() => return,
+        () = node.draining.cancelled() => return,
+    }
+    // Taken between this look and the removal's intent: whoever took it then is told that it is gone, and retries.
+    if !container.state().claimed
+        && let Err(error) = remove::join(node, container).await
+    {
+        tracing::warn!(container = container.id(), %error, "container that nobody came for was not removed");
+    }
+}
+
+async fn make(
+    node: &Arc<Node>,
+    sandbox: &Arc<Sandbox>,
+    owner: &Owner<ContainerKey, ContainerConfig>,
+    config: Arc<ContainerConfig>,
+    progress: &Arc<Progress>,
+) -> Result<Arc<Container>, Error> {
+    let making = sandbox.children.join(owner.id()).map_err(|_| not_ready(sandbox))?;
+    let mut steps = Steps::new(Arc::clone(progress), sandbox.closing.child_token());
+    let (identity, prepared, lease) =
+        steps.step("resolve", resolve(node, sandbox, owner.id(), config)).await?;
+    let root = node.config.load().root.clone();
+    let container = Container::new(
+        &root,
+        identity,
+        ContainerState::default(),
+        sandbox.name().clone(),
+        &sandbox.closing,
+        Arc::clone(&node.events),
+    );
+    let _lock = container.lock.lock().await;
+    node.images.hold(&container.identity.image_id, container.id());
+    drop(lease);
+    node.containers.insert(container.id().to_owned(), Arc::clone(&container));
+    let made = match steps.whole("record", record(&container, prepared)).await {
+        Ok(()) => commit(&container, making, &mut steps, owner.is_wanted()).await,
+        Err(error) => Err(error),
+    };
+    match made {
+        Ok(()) => Ok(Arc::clone(&container)),
+        Err(error) => {
+            owner.undoing();
+            match remove::erase(node, &container, progress).await {
+                Ok(()) => Err(error),
+                Err(failure) => Err(error.then(failure)),
+            }
+        }
+    }
+}
+
+/// Everything that can be refused is refused here: image, command, user, mounts, capabilities, limits.
+async fn resolve(
+    node: &Arc<Node>,
+    sandbox: &Arc<Sandbox>,
+    id: &str,
+    config: Arc<ContainerConfig>,
+) -> Result<(ContainerIdentity, Prepared, crate::image::Lease), Error> {
+    let lease = node.images.lease(&config.image)?;
+    let prepared = spec::prepare(sandbox, &config, &lease.image, node.cgroups.unified())?;
+    let image = &lease.image;
+    let log_path = match (&sandbox.identity.config.log_directory, &config.log_path) {
+        (Some(directory), Some(path)) => Some(directory.join(path)),
+        (None, _) | (_, None) => None,
+    };
+    let identity = ContainerIdentity {
+        id: id.to_owned(),
+        sandbox: sandbox.id().to_owned(),
+        created_at: node.clock.now(),
+        image_id: image.id.clone(),
+        image_ref: image.repo_digests.first().unwrap_or(&image.id).clone(),
+        image_name: image.repo_tags.first().unwrap_or(&config.image).clone(),
+        layers: image.layers.clone(),
+        cgroup: sandbox.identity.cgroup.join(id),
+        log_path,
+        stop_signal: spec::stop_signal(&config, &image.config)?,
+        user: prepared.user.clone(),
+        raw_env: prepared.raw_env.clone(),
+        volatile: sandbox.identity.volatile,
+        config,
+    };
+    Ok((identity, prepared, lease))
+}
+
+async fn record(container: &Arc<Container>, prepared: Prepared) -> Result<(), Error> {
+    let container = Arc::clone(container);
+    blocking::run(move || write(&container.places, &container.identity, &prepared)).await
+}
+
+fn write(places: &Places, identity: &ContainerIdentity, prepared: &Prepared) -> Result<(), Error> {
+    store::make_private_directory(&places.bundle)?;
+    store::write(&places.identity(), identity, Durability::Renamed)?;
+    for directory in [places.work(), places.rootfs()] {
+        store::make_private_directory(&directory)?;
+    }
+    // The root directory of the container: its mode is seen inside.
+    let upper = places.upper();
+    std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o755)
+        .create(&upper)
+        .map_err(|error| Error::system("create directory", upper.display().to_string(), error))?;
+    let path = places.spec();
+    let system = |error: std::io::Error| Error::system("write", path.display().to_string(), error);
+    let json = serde_json::to_vec_pretty(&prepared.spec).map_err(|error| system(error.into()))?;
+    std::fs::write(&path, json).map_err(system)
+}
+
+/// The container is there, unless the sandbox was closed meanwhile.
+async fn commit(
+    container: &Arc<Container>,
+    making: Making,
+    steps: &mut Steps,
+    wanted: bool,
+) -> Result<(), Error> {
+    let times = steps.times().to_vec();
+    steps
+        .whole("commit", async {
+            making.commit().map_err(|_| Error::Closing {
+                operation: CREATE.name,
+                kind: Kind::Container,
+                id: container.id().to_owned(),
+                step: "commit",
+            })?;
+            container.want(move |state| state.steps = times).await;
+            container.record(ContainerFact::Created { claimed: wanted }, "it can be created once").await
+        })
+        .await
 }

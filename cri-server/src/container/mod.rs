@@ -2,14 +2,19 @@
 
 pub(crate) mod config;
 pub(crate) mod create;
+pub(crate) mod end;
 pub(crate) mod exec_sync;
 pub(crate) mod list;
+pub(crate) mod live;
+mod log;
+pub(crate) mod record;
 pub(crate) mod remove;
+mod spec;
 pub(crate) mod start;
 pub(crate) mod state;
 pub(crate) mod status;
 pub(crate) mod stop;
 mod view;
 
-pub(crate) use state::{ContainerPhase, ExitReason, ResolvedUser};
+pub(crate) use state::{ContainerFact, ContainerPhase, ResolvedUser};
 pub(crate) use view::ContainerView;

@@ -1,12 +1,230 @@
-//! StartContainer.
+//! StartContainer: places and limits, opens the log, hands the shim what to build, and waits for the word that the
+//! program runs. Any failure takes away what was made, and leaves the container EXITED with reason StartError.
 
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::error::Error;
+use cove_runtime::build::request::{ContainerSpec, GroupsPolicy, Rootfs, User};
+use cove_runtime::memfd;
+use cove_runtime::protocol::{ContainerId, Failure, PidMode, Request, Start};
+use cove_runtime::wire::Wire;
+use oci_spec::runtime::Spec;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::live::Container;
+use super::log;
+use super::state::ContainerFact;
+use crate::blocking;
+use crate::cgroup::{Placement, Settings};
+use crate::detach::ANSWER_LIMIT;
+use crate::error::{Error, Kind};
 use crate::node::Node;
+use crate::sandbox::config::NamespaceMode;
+use crate::sandbox::live::Sandbox;
+use crate::shim::Shim;
+use crate::step::{Operation, Progress, Steps};
+
+/// The operation, for people and fail points.
+const START: Operation =
+    Operation { name: "StartContainer", point: "container.start", kind: Kind::Container };
+/// How long a shim may take to accept a request.
+const ACCEPT_LIMIT: Duration = Duration::from_secs(10);
+/// How long a builder may take: a hung volume ends here, inside the caller's own limit.
+const BUILD_LIMIT: Duration = Duration::from_secs(100);
+/// How long the end of what was begun may take once it is killed.
+const UNDO_LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs a created container's program; returns once it runs.
 pub async fn start(node: &Arc<Node>, id: &str) -> Result<(), Error> {
-    let _ = (node, id);
-    Err(Error::Unimplemented("StartContainer"))
+    let container = node.containers.find(id, |container| container.view().is_some())?;
+    container
+        .starting
+        .join(&node.tasks, ANSWER_LIMIT, || {
+            let progress = node.operations.begin(START, container.id());
+            (Arc::clone(&progress), work(Arc::clone(node), Arc::clone(&container), progress))
+        })
+        .await
+}
+
+async fn work(node: Arc<Node>, container: Arc<Container>, progress: Arc<Progress>) -> Result<(), Error> {
+    let _lock = container.lock.lock().await;
+    let shim = sandbox_of(&node, &container)?.shim()?;
+    let result = container.expect_start();
+    let only_created = "only a container that was created, and neither started nor stopped, can be started";
+    let began = container.record(ContainerFact::Starting, only_created).await;
+    let outcome = match began {
+        Err(error) => Err(error),
+        Ok(()) => {
+            let mut steps = Steps::new(progress, container.closing.clone());
+            let mut asked = false;
+            match sequence(&node, &container, &shim, &mut steps, (&mut asked, result)).await {
+                Ok(()) => {
+                    let times = steps.times().to_vec();
+                    container.want(move |state| state.steps.extend(times)).await;
+                    Ok(())
+                }
+                Err(error) => Err(undo(&node, &container, &shim, asked, error).await),
+            }
+        }
+    };
+    container.start_is_over();
+    outcome
+}
+
+async fn sequence(
+    node: &Arc<Node>,
+    container: &Arc<Container>,
+    shim: &Arc<Shim>,
+    steps: &mut Steps,
+    (asked, result): (&mut bool, oneshot::Receiver<Result<(), Failure>>),
+) -> Result<(), Error> {
+    let spec = steps.whole("spec", read_spec(container)).await?;
+    let placement = steps.whole("cgroup", place(node, container, &spec)).await?;
+    let log = steps.whole("log", open_log(node, container)).await?;
+    let memfd = steps.whole("seal", seal(container, spec)).await?;
+    *asked = true;
+    let accepted = steps.step("start", ask(container, shim, memfd, log, placement)).await;
+    // A shim that refuses has done nothing; one that is silent may have.
+    *asked = !matches!(&accepted, Err(error) if matches!(error.cause(), Error::Failure { .. }));
+    accepted?;
+    steps.step("run", await_start(container, result)).await
+}
+
+/// The spec as it is on disk: what was asked for is what is run.
+pub async fn read_spec(container: &Arc<Container>) -> Result<Box<Spec>, Error> {
+    let path = container.places.spec();
+    blocking::run(move || {
+        let system = |error: std::io::Error| Error::system("read", path.display().to_string(), error);
+        let json = std::fs::read(&path).map_err(system)?;
+        serde_json::from_slice(&json).map_err(|error| system(error.into()))
+    })
+    .await
+}
+
+async fn place(node: &Arc<Node>, container: &Arc<Container>, spec: &Spec) -> Result<Placement, Error> {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
+    let settings = Settings {
+        limits: cove_runtime::spec::limits(&resources),
+        all_devices: container.identity.config.privileged,
+    };
+    node.cgroups.make(&container.identity.cgroup, settings).await
+}
+
+async fn open_log(node: &Arc<Node>, container: &Arc<Container>) -> Result<Option<OwnedFd>, Error> {
+    let directory = sandbox_of(node, container)?.identity.config.log_directory.clone();
+    let (Some(directory), Some(relative)) = (directory, container.identity.config.log_path.clone()) else {
+        return Ok(None);
+    };
+    blocking::run(move || log::open(&directory, &relative).map(Some)).await
+}
+
+/// What the builder is asked to build, in a memory file that nobody can change.
+async fn seal(container: &Arc<Container>, spec: Box<Spec>) -> Result<OwnedFd, Error> {
+    let container = Arc::clone(container);
+    blocking::run(move || {
+        let wire = wire_spec(&container, &spec)?.to_bytes();
+        memfd::sealed("container", &wire).map_err(|error| {
+            Error::system("seal the spec of", format!("container {}", container.id()), error)
+        })
+    })
+    .await
+}
+
+fn wire_spec(container: &Container, spec: &Spec) -> Result<ContainerSpec, Error> {
+    let identity = &container.identity;
+    let rootfs = Rootfs {
+        lower: identity.layers.clone(),
+        upper: container.places.upper(),
+        work: container.places.work(),
+        target: container.places.rootfs(),
+        readonly: identity.config.readonly_rootfs,
+        volatile: identity.volatile,
+    };
+    let run_as = &identity.config.run_as;
+    let user = User {
+        user: identity.user.clone(),
+        gid: run_as.group,
+        supplemental: run_as.supplemental_groups.clone(),
+        policy: if run_as.strict_groups { GroupsPolicy::Strict } else { GroupsPolicy::Merge },
+    };
+    let mut wire = cove_runtime::spec::container(container.id(), spec, rootfs, user)?;
+    if let Some(env) = &identity.raw_env {
+        wire.process.env = env.iter().cloned().map(OsString::from_vec).collect();
+    }
+    Ok(wire)
+}
+
+async fn ask(
+    container: &Arc<Container>,
+    shim: &Shim,
+    memfd: OwnedFd,
+    log: Option<OwnedFd>,
+    placement: Placement,
+) -> Result<(), Error> {
+    let config = &container.identity.config;
+    let request = Start {
+        container: container.id().to_owned(),
+        pid: match config.pid {
+            NamespaceMode::Pod => PidMode::Pod,
+            NamespaceMode::Container => PidMode::Private,
+            NamespaceMode::Node => PidMode::Host,
+        },
+        log: log.is_some(),
+        oom_events: placement.oom_events.is_some(),
+        // Checked at the door; what does not fit would be clamped by the shim anyway.
+        oom_score_adj: i32::try_from(config.resources.oom_score_adj).ok(),
+        cgroup: placement.place,
+    };
+    let fds: Vec<OwnedFd> =
+        [Some(memfd), log, placement.oom_events].into_iter().flatten().chain(placement.fds).collect();
+    shim.ask("start a container of", Request::Start(request), &fds, ACCEPT_LIMIT).await.map(drop)
+}
+
+async fn await_start(
+    container: &Arc<Container>,
+    result: oneshot::Receiver<Result<(), Failure>>,
+) -> Result<(), Error> {
+    match timeout(BUILD_LIMIT, result).await {
+        Ok(Ok(Ok(()))) => Ok(()),
+        Ok(Ok(Err(Failure { step, errno, detail }))) => Err(Error::Failure { step, detail, errno }),
+        Ok(Err(_)) | Err(_) => {
+            let object = format!("container {}", container.id());
+            Err(Error::TimedOut { operation: "the building", object, limit: BUILD_LIMIT })
+        }
+    }
+}
+
+/// Ends whatever was begun, and says why it did not run.
+async fn undo(node: &Arc<Node>, container: &Arc<Container>, shim: &Shim, asked: bool, error: Error) -> Error {
+    let mut error = error;
+    if asked {
+        if let Err(failure) = node.cgroups.kill(&container.identity.cgroup).await {
+            error = error.then(failure);
+        }
+        let ended = container.wait_until(|state| !state.may_run());
+        if timeout(UNDO_LIMIT, ended).await.is_err() {
+            // Never accepted, or the shim is silent: its cgroup is empty, so that nothing of it runs.
+            let request = Request::Forget(ContainerId { container: container.id().to_owned() });
+            if let Err(failure) = shim.ask("forget a container of", request, &[], ACCEPT_LIMIT).await {
+                error = error.then(failure);
+            }
+        }
+    }
+    if let Err(failure) = node.cgroups.remove(&container.identity.cgroup).await {
+        error = error.then(failure);
+    }
+    let message = error.to_string();
+    container.apply_anyway(ContainerFact::StartFailed { at: node.clock.now(), message }).await;
+    error
+}
+
+/// The sandbox of a container, ready to run something in it.
+pub fn sandbox_of(node: &Node, container: &Container) -> Result<Arc<Sandbox>, Error> {
+    node.sandboxes
+        .get(&container.identity.sandbox)
+        .ok_or_else(|| Error::NotFound { kind: Kind::Sandbox, id: container.identity.sandbox.clone() })
 }

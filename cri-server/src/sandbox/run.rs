@@ -1,13 +1,289 @@
-//! RunPodSandbox.
+//! RunPodSandbox: one function of named steps. Each records what it is about to do; any failure takes down what the
+//! record says.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::config::SandboxConfig;
-use crate::error::Error;
+use cove_runtime::namespace;
+use cove_runtime::protocol::{InitReply, Reply, Request, SandboxSpec, StartInit};
+use tracing::Instrument;
+
+use super::config::{NamespaceMode, SandboxConfig, SandboxName};
+use super::files::{self, Files};
+use super::live::Sandbox;
+use super::record::SandboxIdentity;
+use super::state::{SandboxFact, SandboxState};
+use super::teardown::teardown;
+use super::{applier, remove};
+use crate::blocking;
+use crate::cgroup::{Placement, Settings};
+use crate::error::{Error, Kind};
+use crate::name::{Claim, Owner};
 use crate::node::Node;
+use crate::shim::Shim;
+use crate::step::{Operation, Progress, Steps};
+use crate::store::{self, Durability};
+
+/// The operation, for people and fail points.
+const RUN: Operation = Operation { name: "RunPodSandbox", point: "sandbox.run", kind: Kind::Sandbox };
+/// A kubelet waits 4 minutes for this call (features.md 5.5); the answer comes inside them.
+const RUN_LIMIT: Duration = Duration::from_secs(230);
+/// How long a shim may take to make namespaces or an init: some milliseconds, and much more on a loaded host.
+const SHIM_LIMIT: Duration = Duration::from_secs(30);
+/// sysctls of every pod with a network of its own, as its users know them from other runtimes (features.md 1.3).
+const NETWORK_SYSCTLS: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
 
 /// Makes a sandbox, or joins the call that already does, and returns its id once it is ready.
 pub async fn run(node: &Arc<Node>, config: SandboxConfig) -> Result<String, Error> {
-    let _ = (node, config);
-    Err(Error::Unimplemented("RunPodSandbox"))
+    files::check(&config)?;
+    if node.config.load().handler(&config.runtime_handler).is_none() {
+        return Err(Error::NotFound { kind: Kind::RuntimeHandler, id: config.runtime_handler });
+    }
+    let config = Arc::new(config);
+    loop {
+        let lives = |id: &str| node.sandboxes.get(id).is_some_and(|sandbox| sandbox.lives());
+        let waiter = match node.sandbox_names.claim(&config.name, &config, store::new_id, lives)? {
+            Claim::Begin(owner, waiter) => {
+                begin(node, owner, Arc::clone(&config));
+                waiter
+            }
+            Claim::Join(waiter) => waiter,
+            Claim::Retry(waiter) => {
+                // Its failure was told to those who waited for it; this call begins anew.
+                let _ = node.wait_for_name(RUN, RUN_LIMIT, waiter).await;
+                continue;
+            }
+            Claim::Finished(id) => return Ok(id),
+            Claim::Taken(id) => {
+                let name = readable(&config.name);
+                return Err(Error::NameTaken { kind: Kind::Sandbox, name, id });
+            }
+        };
+        return node.wait_for_name(RUN, RUN_LIMIT, waiter).await;
+    }
+}
+
+fn readable(name: &SandboxName) -> String {
+    format!("{}/{} (uid {}, attempt {})", name.namespace, name.name, name.uid, name.attempt)
+}
+
+/// Makes the sandbox in a task that no caller can cancel.
+fn begin(node: &Arc<Node>, owner: Owner<SandboxName, SandboxConfig>, config: Arc<SandboxConfig>) {
+    let progress = node.operations.begin(RUN, owner.id());
+    let span = tracing::info_span!("run", sandbox = owner.id(), pod = readable(&config.name));
+    let tasks = node.tasks.clone();
+    let node = Arc::clone(node);
+    let work = async move {
+        let result = make(&node, &owner, config, progress).await;
+        if let Err(error) = &result {
+            tracing::warn!(%error, "sandbox was not made");
+        }
+        // A sandbox that nobody waits for any more is listed: a kubelet finds it, and stops what it does not want.
+        owner.finish(result);
+    };
+    tasks.spawn(work.instrument(span));
+}
+
+async fn make(
+    node: &Arc<Node>,
+    owner: &Owner<SandboxName, SandboxConfig>,
+    config: Arc<SandboxConfig>,
+    progress: Arc<Progress>,
+) -> Result<(), Error> {
+    let sandbox = reserve(node, owner.id(), config);
+    let _lock = sandbox.lock.lock().await;
+    let mut steps = Steps::new(progress, sandbox.closing.clone());
+    let Err(error) = sequence(node, &sandbox, &mut steps).await else { return Ok(()) };
+    owner.undoing();
+    Err(undo(node, &sandbox, error).await)
+}
+
+/// The sandbox in the index, seen by nobody but Stop and Remove.
+fn reserve(node: &Arc<Node>, id: &str, config: Arc<SandboxConfig>) -> Arc<Sandbox> {
+    let settings = node.config.load();
+    let handler = settings.handler(&config.runtime_handler).cloned().unwrap_or_default();
+    let identity = SandboxIdentity {
+        id: id.to_owned(),
+        created_at: node.clock.now(),
+        netns: (config.network != NamespaceMode::Node)
+            .then(|| settings.netns_dir.join(format!("{}-{id}", settings.instance))),
+        cgroup: config.cgroup_parent.clone().unwrap_or_else(|| settings.cgroup_parent.join(id)),
+        own_cgroup: config.cgroup_parent.is_none(),
+        shm_size: if config.ipc == NamespaceMode::Node { 0 } else { handler.shm_size },
+        volatile: handler.volatile,
+        config,
+    };
+    let events = Arc::clone(&node.events);
+    let state = SandboxState::default();
+    let sandbox = Sandbox::new(&settings.root, &settings.state, identity, state, None, events);
+    node.sandboxes.insert(id.to_owned(), Arc::clone(&sandbox));
+    sandbox
+}
+
+async fn sequence(node: &Arc<Node>, sandbox: &Arc<Sandbox>, steps: &mut Steps) -> Result<(), Error> {
+    steps.whole("record", record(sandbox)).await?;
+    let shim = steps.whole("shim", launch(node, sandbox)).await?;
+    let netns = steps.step("namespaces", make_namespaces(sandbox, &shim)).await?;
+    if let Some(netns) = netns {
+        let netns = steps.whole("pin", pin(sandbox, netns)).await?;
+        steps.whole("network", attach(node, sandbox, netns)).await?;
+    }
+    steps.whole("files", write_files(sandbox)).await?;
+    let placement = steps.whole("cgroup", place_init(node, sandbox)).await?;
+    steps.step("init", start_init(sandbox, &shim, placement)).await?;
+    let times = steps.times().to_vec();
+    steps
+        .step("ready", async {
+            sandbox.list();
+            sandbox.record(SandboxFact::Made(times), "ready").await
+        })
+        .await
+}
+
+/// Takes down what was made, and with it the record. What could not be taken down stays listed, NOTREADY, so that
+/// the kubelet stops and removes it.
+async fn undo(node: &Arc<Node>, sandbox: &Arc<Sandbox>, error: Error) -> Error {
+    sandbox.closing.cancel();
+    sandbox.children.close();
+    let undone = match teardown(node, sandbox).await {
+        Ok(()) => remove::erase(node, sandbox).await,
+        Err(failure) => Err(failure),
+    };
+    match undone {
+        Ok(()) => error,
+        Err(failure) => {
+            sandbox.list();
+            match sandbox.apply(SandboxFact::RunFailed(error.to_string())).await {
+                Ok(()) => error.then(failure),
+                Err(unrecorded) => error.then(failure).then(unrecorded),
+            }
+        }
+    }
+}
+
+async fn record(sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+    let made = Arc::clone(sandbox);
+    blocking::run(move || {
+        for directory in [&made.places.record, &made.places.run] {
+            store::make_private_directory(directory)?;
+        }
+        store::write(&made.places.identity(), &made.identity, Durability::Renamed)?;
+        Ok::<_, Error>(())
+    })
+    .await?;
+    sandbox.record(SandboxFact::Reached("record"), "record").await
+}
+
+async fn launch(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<Arc<Shim>, Error> {
+    sandbox.record(SandboxFact::Reached("shim"), "shim").await?;
+    let process = node.launcher()?.launch(sandbox.id(), &sandbox.places.run).await?;
+    sandbox.record(SandboxFact::Launched(process), "shim").await?;
+    let shim =
+        Shim::hold(sandbox.id().to_owned(), process, sandbox.places.run.clone(), node.launcher()?.generation)
+            .map_err(|error| Error::system("take hold of the shim of", sandbox.id(), error))?
+            .ok_or_else(|| {
+                let reason = std::io::Error::other(shim_log(sandbox));
+                Error::system("start the shim of", format!("sandbox {}", sandbox.id()), reason)
+            })?;
+    applier::attend(node, sandbox, Arc::clone(&shim));
+    Ok(shim)
+}
+
+/// Where a shim that ended at once says why.
+fn shim_log(sandbox: &Sandbox) -> String {
+    format!("it ended at once: see {}", sandbox.places.run.join(crate::shim::LOG).display())
+}
+
+async fn make_namespaces(sandbox: &Arc<Sandbox>, shim: &Shim) -> Result<Option<OwnedFd>, Error> {
+    let config = &sandbox.identity.config;
+    let own_network = config.network != NamespaceMode::Node;
+    let spec = SandboxSpec {
+        sandbox: sandbox.id().to_owned(),
+        new_net: own_network,
+        new_ipc: config.ipc != NamespaceMode::Node,
+        // The host's network comes with the host's name (features.md 1.3).
+        new_uts: own_network,
+        hostname: if own_network { files::hostname(config) } else { String::new() },
+        sysctls: NETWORK_SYSCTLS
+            .iter()
+            .filter(|_| own_network)
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
+    };
+    let (reply, fds) = shim.ask("make namespaces of", Request::MakeSandbox(spec), &[], SHIM_LIMIT).await?;
+    let netns = fds.into_iter().next();
+    if reply != Reply::Sandbox || netns.is_some() != own_network {
+        return Err(Error::Failure {
+            step: "namespaces".to_owned(),
+            detail: "the shim answered with something else".to_owned(),
+            errno: 0,
+        });
+    }
+    Ok(netns)
+}
+
+async fn pin(sandbox: &Arc<Sandbox>, netns: OwnedFd) -> Result<OwnedFd, Error> {
+    use std::os::fd::AsFd;
+    sandbox.record(SandboxFact::Reached("pin"), "pin").await?;
+    let Some(path) = sandbox.identity.netns.clone() else { return Ok(netns) };
+    blocking::run(move || {
+        namespace::pin(netns.as_fd(), &path)
+            .map(|()| netns)
+            .map_err(|error| Error::system("pin network namespace at", path.display().to_string(), error))
+    })
+    .await
+}
+
+async fn attach(node: &Arc<Node>, sandbox: &Arc<Sandbox>, netns: OwnedFd) -> Result<(), Error> {
+    sandbox.record(SandboxFact::Reached("network"), "network").await?;
+    let network = node.network()?;
+    let attachment = network.lease(sandbox.id(), &sandbox.identity.config.ports)?;
+    sandbox.attach(attachment.clone()).await?;
+    // The sync is beside the attaching, and both are over when the step is: no power loss leaks an address.
+    let (synced, attached) =
+        futures_util::future::join(sandbox.sync_attachment(), network.attach(netns, attachment)).await;
+    attached.and(synced)
+}
+
+async fn write_files(sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+    let sandbox = Arc::clone(sandbox);
+    blocking::run(move || {
+        let attachment = sandbox.attachment();
+        let addresses = attachment.as_ref().map_or(&[][..], |attachment| &attachment.addresses);
+        Files::new(&sandbox.identity.config, addresses)?.write(&sandbox.places.run)
+    })
+    .await
+}
+
+/// Makes the pod's cgroup if it is ours, and that of its init if it has one.
+async fn place_init(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<Option<Placement>, Error> {
+    sandbox.record(SandboxFact::Reached("cgroup"), "cgroup").await?;
+    let identity = &sandbox.identity;
+    if identity.own_cgroup {
+        node.cgroups.make_parent(&identity.cgroup).await?;
+    }
+    if identity.config.pid != NamespaceMode::Pod {
+        return Ok(None);
+    }
+    node.cgroups.make(&identity.init_cgroup(), Settings::default()).await.map(Some)
+}
+
+/// Has the shim make the holder of /dev/shm, and the init of a shared PID namespace.
+async fn start_init(sandbox: &Arc<Sandbox>, shim: &Shim, placement: Option<Placement>) -> Result<(), Error> {
+    let shared_pid = placement.is_some();
+    let shm_size = sandbox.identity.shm_size;
+    if !shared_pid && shm_size == 0 {
+        return Ok(());
+    }
+    let Placement { place, fds, .. } = placement.unwrap_or(Placement::nowhere());
+    let request = Request::StartInit(StartInit { shared_pid, shm_size, cgroup: place });
+    let (reply, _pidfd) = shim.ask("start the init of", request, &fds, SHIM_LIMIT).await?;
+    if let Reply::Init(InitReply { pid }) = reply
+        && pid > 0
+    {
+        sandbox.record(SandboxFact::InitStarted(pid), "init").await?;
+    }
+    Ok(())
 }

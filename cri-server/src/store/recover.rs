@@ -1,12 +1,110 @@
 //! From records, /proc and shims back to the world that an earlier daemon left.
+//!
+//! No shim is contacted before the gate opens, but one whose sandbox's state cannot be read. A record that is unknown
+//! or corrupt never stops start-up, and nothing is guessed: what cannot be told is said to be so.
 
+mod finish;
+mod read;
+
+use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 
+use cove_runtime::namespace;
+
+use crate::blocking;
 use crate::error::Error;
+use crate::network::Network;
 use crate::node::Node;
+use crate::shim::Launcher;
+use crate::store;
+
+/// Name of the marker in the state directory: where it is missing, the host was restarted (a boot id does not change
+/// when a node that is a container is restarted).
+const MARKER: &str = "alive";
+/// Name of the file that counts daemons of this host's life.
+const GENERATION: &str = "generation";
 
 /// Reads every record and opens the gate; shims are adopted in the background.
 pub async fn recover(node: &Arc<Node>) -> Result<(), Error> {
+    let reader = Arc::clone(node);
+    let found = blocking::run(move || prepare(&reader)).await?;
     node.gate.open();
+    tracing::info!(
+        sandboxes = node.sandboxes.all().len(),
+        containers = node.containers.all().len(),
+        quarantined = found.quarantined.len(),
+        restarted = found.restarted,
+        "records are read"
+    );
+    finish::finish(node, found);
     Ok(())
+}
+
+/// Everything that must be known before the gate opens. Blocking.
+fn prepare(node: &Arc<Node>) -> Result<read::Found, Error> {
+    let config = node.config.load_full();
+    let restarted = mark(&config.state)?;
+    let generation = next_generation(&config.state)?;
+    let program =
+        config.shim_program().map_err(|error| Error::system("find", "the shim's program", error))?;
+    namespace::make_pin_directory(&config.netns_dir)
+        .map_err(|error| Error::system("prepare", config.netns_dir.display().to_string(), error))?;
+    let launcher = Launcher::open(&program, node.cgroups.clone(), generation)?;
+    let found = read::read(node, restarted)?;
+    let attachments: Vec<_> =
+        node.sandboxes.all().values().filter_map(|sandbox| sandbox.attachment()).collect();
+    let used: Vec<IpAddr> = attachments.iter().flat_map(|attachment| attachment.addresses.clone()).collect();
+    let network = Network::start(&config.instance, &config.network, &used)?;
+    network.adopt(attachments.iter().map(AsRef::as_ref))?;
+    node.equip(network, launcher);
+    if found.unreadable_containers == 0 {
+        node.images.recovered();
+    } else {
+        tracing::warn!(
+            count = found.unreadable_containers,
+            "container records cannot be read: no image is deleted while they are there"
+        );
+    }
+    Ok(found)
+}
+
+/// True if the host was restarted since the last daemon. Leaves the mark.
+fn mark(state: &Path) -> Result<bool, Error> {
+    let path = state.join(MARKER);
+    match std::fs::File::options().write(true).create_new(true).open(&path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(Error::system("create", path.display().to_string(), error)),
+    }
+}
+
+/// The number of this daemon's life. A record that cannot be read is replaced: the time is higher than any count.
+fn next_generation(state: &Path) -> Result<u64, Error> {
+    let path = state.join(GENERATION);
+    let last: u64 = match store::read(&path) {
+        Ok(number) => number.unwrap_or(0),
+        Err(error) => {
+            tracing::warn!(%error, "the count of daemons is lost and begins at the time");
+            std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs())
+        }
+    };
+    store::write(&path, &(last + 1), store::Durability::Renamed)?;
+    Ok(last + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restart_of_the_host_is_seen_once_and_daemons_are_counted() {
+        let state = tempfile::tempdir().unwrap();
+        assert!(mark(state.path()).unwrap());
+        assert!(!mark(state.path()).unwrap());
+        assert_eq!(next_generation(state.path()).unwrap(), 1);
+        assert_eq!(next_generation(state.path()).unwrap(), 2);
+        std::fs::write(state.path().join(GENERATION), "nonsense").unwrap();
+        assert!(next_generation(state.path()).unwrap() > 1_000_000);
+    }
 }

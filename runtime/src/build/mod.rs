@@ -7,7 +7,6 @@
 
 mod apparmor;
 pub mod capabilities;
-mod cgroups;
 mod create;
 mod devices;
 mod holder;

@@ -76,7 +76,6 @@ fn start() -> io::Result<()> {
         clamped: false,
         next_slot: 0,
         input: Vec::new(),
-        rest_at: None,
     };
     Ok(shim.serve()?)
 }

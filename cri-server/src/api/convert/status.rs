@@ -199,7 +199,7 @@ mod tests {
     use super::super::{container as convert_container, sandbox as convert_sandbox};
     use super::*;
     use crate::config::Config;
-    use crate::container::ExitReason;
+    use crate::container::state::ExitReason;
 
     fn sandbox_config() -> wire::PodSandboxConfig {
         wire::PodSandboxConfig {

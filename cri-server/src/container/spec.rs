@@ -1,0 +1,249 @@
+//! The OCI runtime spec of a container: what was asked for, what the image says, and what every pod gets. It is built
+//! as JSON, since as JSON it is kept and read by people and tools. Pure but for one look at the kernel's capabilities.
+
+mod capabilities;
+mod mounts;
+mod process;
+mod signal;
+
+use oci_spec::runtime::Spec;
+use serde_json::{Value, json};
+
+use super::config::{ContainerConfig, Resources};
+use crate::error::Error;
+use crate::image::Image;
+use crate::sandbox::config::NamespaceMode;
+use crate::sandbox::live::Sandbox;
+use crate::sandbox::record::{Places, SandboxIdentity};
+
+pub use signal::stop_signal;
+
+/// The version of the OCI runtime spec that is written.
+const OCI_VERSION: &str = "1.2.0";
+
+/// A container's spec, and what JSON or the spec cannot hold.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// As JSON: `config.json`.
+    pub spec: Value,
+    /// Whom it runs as, as an image's USER is written.
+    pub user: String,
+    /// Its environment, where one of its values is not UTF-8.
+    pub raw_env: Option<Vec<Vec<u8>>>,
+}
+
+/// Builds the spec, and refuses what cannot be run.
+pub fn prepare(
+    sandbox: &Sandbox,
+    config: &ContainerConfig,
+    image: &Image,
+    unified: bool,
+) -> Result<Prepared, Error> {
+    build(&sandbox.identity, &sandbox.places, config, image, unified)
+}
+
+fn build(
+    sandbox: &SandboxIdentity,
+    places: &Places,
+    config: &ContainerConfig,
+    image: &Image,
+    unified: bool,
+) -> Result<Prepared, Error> {
+    if config.pid == NamespaceMode::Pod && sandbox.config.pid != NamespaceMode::Pod {
+        let reason = "its sandbox was not made with a shared PID namespace";
+        return Err(Error::invalid("config.linux.security_context.namespace_options.pid", reason));
+    }
+    let (process, raw_env) = process::process(sandbox, config, &image.config)?;
+    let spec = json!({
+        "ociVersion": OCI_VERSION,
+        "process": process,
+        "root": { "path": "rootfs", "readonly": config.readonly_rootfs },
+        "mounts": mounts::mounts(places, config)?,
+        "linux": {
+            "resources": resources(&config.resources),
+            "namespaces": namespaces(config, unified),
+            "maskedPaths": paths(config, &config.masked_paths),
+            "readonlyPaths": paths(config, &config.readonly_paths),
+        },
+    });
+    let text = |error: serde_json::Error| Error::invalid("config", error.to_string());
+    // Read as what it is to be, before anyone stands on it.
+    serde_json::from_value::<Spec>(spec.clone()).map_err(text)?;
+    Ok(Prepared { spec, user: process::user(config, &image.config), raw_env })
+}
+
+/// Exactly those asked for; a privileged container has none.
+fn paths(config: &ContainerConfig, paths: &[std::path::PathBuf]) -> Vec<String> {
+    if config.privileged {
+        return Vec::new();
+    }
+    paths.iter().map(|path| path.to_string_lossy().into_owned()).collect()
+}
+
+/// Those that are the container's own. It is born in its pod's net, ipc and uts namespaces, and in its pod's or the
+/// host's PID namespace unless it asked for its own.
+fn namespaces(config: &ContainerConfig, unified: bool) -> Vec<Value> {
+    let mut namespaces = vec![json!({ "type": "mount" })];
+    if config.pid == NamespaceMode::Container {
+        namespaces.push(json!({ "type": "pid" }));
+    }
+    if unified && !config.privileged {
+        namespaces.push(json!({ "type": "cgroup" }));
+    }
+    namespaces
+}
+
+/// Limits; what is 0 or empty is unset.
+fn resources(resources: &Resources) -> Value {
+    let number = |value: i64| if value == 0 { Value::Null } else { json!(value) };
+    let text = |value: &str| if value.is_empty() { Value::Null } else { json!(value) };
+    // A limit of memory without one of swap means no swap, as every runtime has it (features.md 1.3).
+    let swap =
+        if resources.memory_swap_limit == 0 { resources.memory_limit } else { resources.memory_swap_limit };
+    let mut value = json!({
+        "cpu": {
+            "shares": number(resources.cpu_shares),
+            "quota": number(resources.cpu_quota),
+            "period": number(resources.cpu_period),
+            "cpus": text(&resources.cpuset_cpus),
+            "mems": text(&resources.cpuset_mems),
+        },
+        "memory": { "limit": number(resources.memory_limit), "swap": number(swap) },
+    });
+    drop_nulls(&mut value);
+    value
+}
+
+fn drop_nulls(value: &mut Value) {
+    if let Value::Object(map) = value {
+        map.values_mut().for_each(drop_nulls);
+        map.retain(|_, value| !value.is_null());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::config::{CapabilityChange, ContainerName, RunAs};
+    use crate::image::ImageConfig;
+    use crate::sandbox::config::SandboxConfig;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    pub(super) fn config() -> ContainerConfig {
+        ContainerConfig {
+            name: ContainerName { name: "c".into(), attempt: 0 },
+            image: "busybox".into(),
+            user_specified_image: String::new(),
+            command: vec!["sh".into()],
+            args: Vec::new(),
+            working_dir: String::new(),
+            envs: Vec::new(),
+            mounts: Vec::new(),
+            labels: Default::default(),
+            annotations: Default::default(),
+            log_path: None,
+            resources: Resources::default(),
+            capabilities: CapabilityChange::default(),
+            pid: NamespaceMode::Pod,
+            run_as: RunAs::default(),
+            privileged: false,
+            readonly_rootfs: false,
+            no_new_privs: false,
+            masked_paths: vec!["/proc/kcore".into()],
+            readonly_paths: vec!["/proc/sys".into()],
+            stop_signal: None,
+        }
+    }
+
+    pub(super) fn sandbox(config: SandboxConfig) -> (SandboxIdentity, Places) {
+        let identity = SandboxIdentity {
+            id: "0".repeat(64),
+            config: Arc::new(config),
+            created_at: 1,
+            netns: None,
+            cgroup: "/cove/x".into(),
+            own_cgroup: true,
+            shm_size: 1,
+            volatile: true,
+        };
+        (identity, Places::new(Path::new("/root"), Path::new("/run"), "x"))
+    }
+
+    fn built(config: &ContainerConfig, unified: bool) -> Result<Value, Error> {
+        let (sandbox, places) = sandbox(crate::sandbox::files::tests::config());
+        let image = Image {
+            id: "sha256:1".into(),
+            repo_tags: Vec::new(),
+            repo_digests: Vec::new(),
+            size: 1,
+            pinned: false,
+            config: ImageConfig::default(),
+            layers: Vec::new(),
+        };
+        build(&sandbox, &places, config, &image, unified).map(|prepared| prepared.spec)
+    }
+
+    #[test]
+    fn an_ordinary_container() {
+        let spec = built(&config(), false).unwrap();
+        assert_eq!(spec["linux"]["namespaces"], json!([{ "type": "mount" }]));
+        assert_eq!(spec["linux"]["maskedPaths"], json!(["/proc/kcore"]));
+        assert_eq!(spec["linux"]["resources"], json!({ "cpu": {}, "memory": {} }));
+        assert_eq!(spec["root"]["readonly"], json!(false));
+    }
+
+    #[test]
+    fn namespaces_follow_the_request() {
+        let table = [
+            (NamespaceMode::Container, false, false, vec!["mount", "pid"]),
+            (NamespaceMode::Pod, true, false, vec!["mount", "cgroup"]),
+            (NamespaceMode::Pod, true, true, vec!["mount"]),
+            (NamespaceMode::Node, false, false, vec!["mount"]),
+        ];
+        for (pid, unified, privileged, wanted) in table {
+            let mut config = config();
+            (config.pid, config.privileged) = (pid, privileged);
+            let spec = built(&config, unified).unwrap();
+            let types: Vec<_> = spec["linux"]["namespaces"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|namespace| namespace["type"].as_str().unwrap())
+                .collect();
+            assert_eq!(types, wanted);
+            if privileged {
+                assert_eq!(spec["linux"]["readonlyPaths"], json!([]));
+            }
+        }
+    }
+
+    #[test]
+    fn limits_are_those_that_were_set() {
+        let mut config = config();
+        config.resources = Resources { memory_limit: 64, cpu_shares: 2, ..Resources::default() };
+        let resources = &built(&config, false).unwrap()["linux"]["resources"];
+        assert_eq!(resources["memory"], json!({ "limit": 64, "swap": 64 }));
+        assert_eq!(resources["cpu"], json!({ "shares": 2 }));
+        config.resources.memory_swap_limit = 128;
+        assert_eq!(built(&config, false).unwrap()["linux"]["resources"]["memory"]["swap"], json!(128));
+    }
+
+    #[test]
+    fn a_pod_without_a_shared_pid_namespace_has_none_to_share() {
+        let mut pod = crate::sandbox::files::tests::config();
+        pod.pid = NamespaceMode::Container;
+        let (sandbox, places) = sandbox(pod);
+        let image = Image {
+            id: String::new(),
+            repo_tags: Vec::new(),
+            repo_digests: Vec::new(),
+            size: 0,
+            pinned: false,
+            config: ImageConfig::default(),
+            layers: Vec::new(),
+        };
+        let refused = build(&sandbox, &places, &config(), &image, false).unwrap_err();
+        assert!(matches!(refused, Error::InvalidArgument { .. }));
+    }
+}

@@ -1,0 +1,194 @@
+//! The one place where what a shim says becomes state: one task a sandbox, in the order in which it was said.
+//!
+//! A fact is applied, recorded, published, then acknowledged. What the disk cannot take is not acknowledged: the shim
+//! tells it again to the next daemon.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use cove_runtime::protocol::{Event, Fact};
+use tokio::sync::mpsc;
+
+use super::live::Sandbox;
+use super::state::SandboxFact;
+use crate::container::live::Container;
+use crate::container::{ContainerFact, ResolvedUser};
+use crate::node::Node;
+use crate::shim::{ProcessId, Shim, ShimEvent};
+
+/// Facts that may wait to be applied. A full queue stops the reading of the shim, which keeps its facts itself.
+const QUEUE: usize = 256;
+
+/// Attends a shim: its facts are applied to `sandbox` and its containers until its process ends.
+pub fn attend(node: &Arc<Node>, sandbox: &Arc<Sandbox>, shim: Arc<Shim>) {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    sandbox.shim.store(Some(Arc::clone(&shim)));
+    core_task(Arc::clone(&shim).attend(sender));
+    core_task(apply_all(Arc::clone(node), Arc::clone(sandbox), shim, receiver));
+}
+
+/// A task without which the model would be wrong for ever: a panic in it ends the daemon, and recovery begins anew.
+fn core_task(task: impl Future<Output = ()> + Send + 'static) {
+    use futures_util::FutureExt;
+    tokio::spawn(async move {
+        if std::panic::AssertUnwindSafe(task).catch_unwind().await.is_err() {
+            tracing::error!("a core task panicked");
+            std::process::abort();
+        }
+    });
+}
+
+async fn apply_all(
+    node: Arc<Node>,
+    sandbox: Arc<Sandbox>,
+    shim: Arc<Shim>,
+    mut events: mpsc::Receiver<ShimEvent>,
+) {
+    let (mut recorded, mut told, mut all_recorded) = (0, 0, true);
+    // Containers that the shim spoke of since the connection was made: what it does not speak of does not live.
+    let mut spoken_of = std::collections::BTreeSet::new();
+    while let Some(event) = events.recv().await {
+        match event {
+            ShimEvent::Fact(event, fds) => {
+                let serial = event.serial;
+                if let Some(container) = container_of(&event.fact) {
+                    spoken_of.insert(container.to_owned());
+                }
+                match apply(&node, &sandbox, event, fds).await {
+                    Ok(()) if all_recorded => recorded = recorded.max(serial),
+                    Ok(()) => {}
+                    Err(error) => {
+                        all_recorded = false;
+                        tracing::error!(sandbox = sandbox.id(), %error, "a fact could not be recorded");
+                    }
+                }
+            }
+            ShimEvent::SnapshotEnd => {
+                settle(&node, &sandbox, &spoken_of).await;
+                spoken_of.clear();
+            }
+            ShimEvent::Gone => {
+                gone(&node, &sandbox).await;
+                return;
+            }
+        }
+        if events.is_empty() && recorded > told {
+            shim.acknowledge(recorded).await;
+            told = recorded;
+        }
+    }
+}
+
+fn container_of(fact: &Fact) -> Option<&str> {
+    match fact {
+        Fact::Started(started) => Some(&started.container),
+        Fact::StartFailed(failed) => Some(&failed.container),
+        Fact::Oom(oom) => Some(&oom.container),
+        Fact::Exited(exited) => Some(&exited.container),
+        Fact::ExecStarted(_) | Fact::ExecFailed(_) | Fact::ExecExited(_) | Fact::InitExited(_) => None,
+    }
+}
+
+async fn apply(
+    node: &Arc<Node>,
+    sandbox: &Arc<Sandbox>,
+    event: Event,
+    fds: Vec<OwnedFd>,
+) -> Result<(), crate::error::Error> {
+    node.clock.seen(event.at);
+    let at = event.at;
+    if matches!(event.fact, Fact::InitExited(_)) {
+        return sandbox.apply(SandboxFact::InitExited).await;
+    }
+    // A container of another sandbox, or of none: a shim has no say in it.
+    let Some(container) = container_of(&event.fact)
+        .and_then(|id| node.containers.get(id))
+        .filter(|container| container.identity.sandbox == sandbox.id())
+    else {
+        return Ok(());
+    };
+    match event.fact {
+        Fact::Started(started) => {
+            let user =
+                ResolvedUser { uid: started.user.uid, gid: started.user.gid, groups: started.user.groups };
+            let process = ProcessId { pid: started.pid, started: started.start_time };
+            container.hold(process, fds.into_iter().next());
+            let result = container.apply(ContainerFact::Started { process, user, at }).await;
+            container.started(Ok(()));
+            result
+        }
+        Fact::StartFailed(failed) => {
+            let message = match failed.failure.errno {
+                0 => format!("{}: {}", failed.failure.step, failed.failure.detail),
+                errno => {
+                    let errno = std::io::Error::from_raw_os_error(errno);
+                    format!("{}: {}: {errno}", failed.failure.step, failed.failure.detail)
+                }
+            };
+            let result = container.apply(ContainerFact::StartFailed { at, message }).await;
+            container.started(Err(failed.failure));
+            result
+        }
+        Fact::Oom(_) => container.apply(ContainerFact::Oom).await,
+        Fact::Exited(exited) => {
+            let fact = ContainerFact::Exited { at, code: exited.status.code, oom: exited.oom };
+            let result = container.apply(fact).await;
+            container.release();
+            result
+        }
+        Fact::ExecStarted(_) | Fact::ExecFailed(_) | Fact::ExecExited(_) | Fact::InitExited(_) => Ok(()),
+    }
+}
+
+/// The shim has told all that it holds: a container that the record says to run, and that the shim does not speak of,
+/// does not run.
+async fn settle(node: &Arc<Node>, sandbox: &Arc<Sandbox>, spoken_of: &std::collections::BTreeSet<String>) {
+    for container in children(node, sandbox) {
+        // What is being started by this daemon is none of an earlier connection's business.
+        if spoken_of.contains(container.id()) || !container.state().may_run() || container.is_starting() {
+            continue;
+        }
+        lose(node, &container, "its shim does not know it any more").await;
+    }
+}
+
+/// The shim's process has ended: nothing of the pod is supervised any more, so nothing of it may go on.
+pub async fn gone(node: &Arc<Node>, sandbox: &Arc<Sandbox>) {
+    sandbox.shim.store(None);
+    let state = sandbox.state();
+    if !state.closing && !state.down {
+        tracing::warn!(sandbox = sandbox.id(), "the sandbox's shim has ended: its containers are killed");
+    }
+    for container in children(node, sandbox) {
+        if container.state().may_run() {
+            lose(node, &container, "the shim of its sandbox has ended").await;
+        }
+    }
+    if let Err(error) = node.cgroups.kill(&sandbox.identity.init_cgroup()).await {
+        tracing::warn!(sandbox = sandbox.id(), %error, "the init of the PID namespace could not be killed");
+    }
+    if let Err(error) = sandbox.apply(SandboxFact::ShimGone).await {
+        tracing::error!(sandbox = sandbox.id(), %error, "the end of the shim could not be recorded");
+    }
+}
+
+async fn lose(node: &Arc<Node>, container: &Arc<Container>, message: &'static str) {
+    if let Err(error) = node.cgroups.kill(&container.identity.cgroup).await {
+        tracing::warn!(container = container.id(), %error, "what is left of a container could not be killed");
+    }
+    let fact = ContainerFact::Lost { at: node.clock.now(), message: message.to_owned() };
+    if let Err(error) = container.apply(fact).await {
+        tracing::error!(container = container.id(), %error, "the end of a container could not be recorded");
+    }
+    container.release();
+    container.started(Err(cove_runtime::protocol::Failure {
+        step: "shim".to_owned(),
+        errno: 0,
+        detail: message.to_owned(),
+    }));
+}
+
+/// The containers of a sandbox, in whatever state.
+pub fn children(node: &Node, sandbox: &Sandbox) -> Vec<Arc<Container>> {
+    sandbox.children.ids().iter().filter_map(|id| node.containers.get(id)).collect()
+}

@@ -1,0 +1,187 @@
+//! The state of a sandbox: what its record holds, and what each fact makes of it. Pure; nothing here acts.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+use crate::shim::ProcessId;
+use crate::step::StepTime;
+
+/// Where a sandbox is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stage {
+    /// RunPodSandbox is at work; nobody sees it.
+    Making,
+    /// Its environment exists and its shim lives.
+    Ready,
+    /// It can run nothing; what is left of it is to be removed.
+    NotReady,
+}
+
+/// What changes while a sandbox lives: `state.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SandboxState {
+    /// Where it is in its life.
+    pub stage: Stage,
+    /// The last step whose effects may be there.
+    pub reached: Cow<'static, str>,
+    /// StopPodSandbox or RemovePodSandbox was asked for: nothing new begins.
+    pub closing: bool,
+    /// RemovePodSandbox was asked for.
+    pub removing: bool,
+    /// Teardown is done: nothing of it is left in the kernel.
+    pub down: bool,
+    /// Its shim.
+    pub shim: Option<ProcessId>,
+    /// Pid of the init of its shared PID namespace.
+    pub init: Option<i32>,
+    /// Why it is not ready, in words.
+    pub reason: Cow<'static, str>,
+    /// How long each step of its making took.
+    pub steps: Vec<StepTime>,
+}
+
+/// What happens to a sandbox.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SandboxFact {
+    /// A step begins; its effects may be there from now on.
+    Reached(&'static str),
+    /// The shim's process was started.
+    Launched(ProcessId),
+    /// The init of the shared PID namespace was started.
+    InitStarted(i32),
+    /// All steps are done.
+    Made(Vec<StepTime>),
+    /// RunPodSandbox failed, in words.
+    RunFailed(String),
+    /// Somebody wants it stopped.
+    Closing,
+    /// Somebody wants it removed.
+    Removing,
+    /// The shim's process has ended.
+    ShimGone,
+    /// The init has ended, and with it every process in its PID namespace.
+    InitExited,
+    /// Nothing of it is left in the kernel.
+    Down,
+    /// The host was restarted.
+    HostRestarted,
+}
+
+/// A fact that does not fit the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused;
+
+impl Default for SandboxState {
+    fn default() -> Self {
+        Self {
+            stage: Stage::Making,
+            reached: Cow::Borrowed("reserve"),
+            closing: false,
+            removing: false,
+            down: false,
+            shim: None,
+            init: None,
+            reason: Cow::Borrowed(""),
+            steps: Vec::new(),
+        }
+    }
+}
+
+impl SandboxState {
+    /// The next state, or a refusal that changes nothing.
+    pub fn on(mut self, fact: SandboxFact) -> Result<Self, Refused> {
+        match fact {
+            SandboxFact::Reached(step) => {
+                self.may_be_made()?;
+                self.reached = Cow::Borrowed(step);
+            }
+            // A process that exists is recorded, whatever is wanted meanwhile: else nobody would end it.
+            SandboxFact::Launched(process) => self.shim = Some(process),
+            SandboxFact::InitStarted(pid) => self.init = Some(pid),
+            SandboxFact::Made(steps) => {
+                self.may_be_made()?;
+                self.stage = Stage::Ready;
+                self.steps = steps;
+            }
+            SandboxFact::RunFailed(reason) => self.end(Cow::Owned(reason)),
+            SandboxFact::Closing => self.closing = true,
+            SandboxFact::Removing => (self.closing, self.removing) = (true, true),
+            SandboxFact::ShimGone => self.end(Cow::Borrowed("its shim has ended")),
+            SandboxFact::InitExited => self.end(Cow::Borrowed("the init of its PID namespace has ended")),
+            SandboxFact::HostRestarted => {
+                self.end(Cow::Borrowed("the host was restarted"));
+                (self.shim, self.init) = (None, None);
+            }
+            SandboxFact::Down => {
+                self.end(Cow::Borrowed("stopped"));
+                (self.shim, self.init, self.down) = (None, None, true);
+            }
+        }
+        Ok(self)
+    }
+
+    /// It may still become ready.
+    fn may_be_made(&self) -> Result<(), Refused> {
+        if self.stage == Stage::Making && !self.closing { Ok(()) } else { Err(Refused) }
+    }
+
+    /// Not ready from now on; the first reason stands.
+    fn end(&mut self, reason: Cow<'static, str>) {
+        if self.stage != Stage::NotReady {
+            self.stage = Stage::NotReady;
+            self.reason = reason;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use SandboxFact as F;
+    use Stage::{Making, NotReady, Ready};
+
+    const SHIM: ProcessId = ProcessId { pid: 5, started: 9 };
+
+    fn after(facts: &[F]) -> SandboxState {
+        facts
+            .iter()
+            .fold(SandboxState::default(), |state, fact| state.clone().on(fact.clone()).unwrap_or(state))
+    }
+
+    #[test]
+    fn what_each_fact_makes_of_it() {
+        let made = || F::Made(Vec::new());
+        let table: &[(&[F], Stage, &str)] = &[
+            (&[], Making, ""),
+            (&[F::Reached("shim"), F::Launched(SHIM), F::InitStarted(7)], Making, ""),
+            (&[F::Launched(SHIM), made()], Ready, ""),
+            (&[F::Launched(SHIM), made(), F::Closing], Ready, ""),
+            (&[F::Launched(SHIM), made(), F::Closing, F::Down], NotReady, "stopped"),
+            (&[made(), F::ShimGone, F::Down], NotReady, "its shim has ended"),
+            (&[made(), F::InitExited, F::ShimGone], NotReady, "the init of its PID namespace has ended"),
+            (&[F::RunFailed("no address".into()), F::Down], NotReady, "no address"),
+            (&[F::Closing, made()], Making, ""),
+            (&[F::ShimGone, made()], NotReady, "its shim has ended"),
+            (&[made(), F::HostRestarted], NotReady, "the host was restarted"),
+        ];
+        for (facts, stage, reason) in table {
+            let state = after(facts);
+            assert_eq!((state.stage, state.reason.as_ref()), (*stage, *reason), "{facts:?}");
+        }
+    }
+
+    #[test]
+    fn a_closing_sandbox_makes_no_step_but_remembers_processes() {
+        let state = after(&[F::Removing]);
+        assert!(state.closing && state.removing);
+        assert_eq!(state.clone().on(F::Reached("network")), Err(Refused));
+        assert_eq!(state.on(F::Launched(SHIM)).unwrap().shim, Some(SHIM));
+    }
+
+    #[test]
+    fn nothing_in_the_kernel_is_remembered_once_down() {
+        let state = after(&[F::Launched(SHIM), F::InitStarted(7), F::Made(Vec::new()), F::Down]);
+        assert_eq!((state.shim, state.init, state.down), (None, None, true));
+    }
+}

@@ -1,0 +1,132 @@
+//! Undoes everything of a sandbox that is in the kernel, from its record alone: the one function that a failed Run,
+//! Stop, Remove and recovery call. What is gone is done; it goes on after a failure and can be repeated.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cove_netplugin::builtin::Attachment;
+use cove_runtime::namespace;
+use cove_runtime::protocol::Request;
+
+use super::live::Sandbox;
+use super::state::SandboxFact;
+use crate::blocking;
+use crate::container::end;
+use crate::error::Error;
+use crate::node::Node;
+use crate::sandbox::applier::children;
+use crate::shim::{self, Shim};
+
+/// How long a shim may take to kill its pod and end by itself (it gives the kernel 10 s); then it is killed.
+const SHUTDOWN: Duration = Duration::from_secs(12);
+/// How long the kernel may take to end a shim that was killed.
+const KILL: Duration = Duration::from_secs(10);
+
+/// Collects failures, so that one of them does not keep the rest from being undone.
+#[derive(Debug, Default)]
+struct Failures(Option<Error>);
+
+impl Failures {
+    fn note<T>(&mut self, step: &'static str, result: Result<T, Error>) {
+        if let Err(error) = result {
+            let error = error.at(step, "teardown");
+            self.0 = Some(match self.0.take() {
+                None => error,
+                Some(first) => first.then(error),
+            });
+        }
+    }
+}
+
+/// Takes a sandbox down. Its record stays, and says so.
+pub async fn teardown(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+    if sandbox.state().down {
+        return Ok(());
+    }
+    let mut failures = Failures::default();
+    let containers = children(node, sandbox);
+    for container in &containers {
+        failures.note("containers", end::kill(node, container).await);
+    }
+    failures.note("shim", end_shim(node, sandbox).await);
+    for container in &containers {
+        failures.note("cgroup", node.cgroups.remove(&container.identity.cgroup).await);
+    }
+    failures.note("cgroup", node.cgroups.remove(&sandbox.identity.init_cgroup()).await);
+    if sandbox.identity.own_cgroup {
+        failures.note("cgroup", node.cgroups.remove_if_empty(&sandbox.identity.cgroup).await);
+    }
+    if let Some(attachment) = sandbox.attachment() {
+        let attachment = attachment.as_ref().clone();
+        failures.note("network", detach(node, sandbox, attachment).await);
+    }
+    if let Some(netns) = sandbox.identity.netns.clone() {
+        failures.note("pin", blocking::run(move || unpin(&netns)).await);
+    }
+    let run = sandbox.places.run.clone();
+    failures.note("files", blocking::run(move || remove_directory(&run)).await);
+    match failures.0 {
+        None => {
+            sandbox.apply_anyway(SandboxFact::Down).await;
+            Ok(())
+        }
+        Some(error) => Err(error),
+    }
+}
+
+async fn detach(node: &Arc<Node>, sandbox: &Arc<Sandbox>, attachment: Attachment) -> Result<(), Error> {
+    node.network()?.detach(attachment).await?;
+    sandbox.detached().await
+}
+
+/// Ends the shim: by asking it, else by SIGKILL. With it goes everything that it is the parent of.
+async fn end_shim(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+    let Some(shim) = shim_of(node, sandbox).await? else { return Ok(()) };
+    if sandbox.shim.load().is_some() {
+        // Refused, or too slow: it is killed below all the same.
+        let asked = shim.ask("end the shim of", Request::Shutdown, &[], SHUTDOWN).await;
+        if let Err(error) = asked {
+            tracing::debug!(sandbox = sandbox.id(), %error, "shim did not shut down by itself");
+        } else if shim.wait_gone(SHUTDOWN).await {
+            return Ok(());
+        }
+    }
+    let object = || format!("sandbox {}", sandbox.id());
+    shim.kill().map_err(|error| Error::system("kill the shim of", object(), error))?;
+    if shim.wait_gone(KILL).await {
+        Ok(())
+    } else {
+        Err(Error::TimedOut { operation: "the end of the shim", object: object(), limit: KILL })
+    }
+}
+
+/// The shim as this daemon holds it, else by the record, else by its name: the daemon before may have died between
+/// its start and the record of it.
+async fn shim_of(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<Option<Arc<Shim>>, Error> {
+    if let Some(shim) = sandbox.shim.load_full() {
+        return Ok(Some(shim));
+    }
+    let (cgroups, id) = (node.cgroups.clone(), sandbox.id().to_owned());
+    let process = match sandbox.state().shim {
+        Some(process) => Some(process),
+        None => blocking::run(move || shim::find(&cgroups, &id)).await?,
+    };
+    let Some(process) = process else { return Ok(None) };
+    Shim::hold(sandbox.id().to_owned(), process, sandbox.places.run.clone(), node.launcher()?.generation)
+        .map_err(|error| Error::system("take hold of the shim of", sandbox.id(), error))
+}
+
+fn unpin(netns: &Path) -> Result<(), Error> {
+    namespace::unpin(netns).map_err(|error| Error::system("unpin", netns.display().to_string(), error))
+}
+
+/// Removes a directory of ours with all below it; gone is done.
+pub fn remove_directory(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::system("remove", path.display().to_string(), error))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}

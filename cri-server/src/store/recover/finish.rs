@@ -1,0 +1,152 @@
+//! What is done once the gate is open: shims are adopted, and what an earlier daemon began is finished.
+
+use std::sync::Arc;
+
+use super::read::Found;
+use crate::blocking;
+use crate::container::{self, state::Stage as ContainerStage};
+use crate::error::Error;
+use crate::node::Node;
+use crate::sandbox::live::Sandbox;
+use crate::sandbox::state::Stage;
+use crate::sandbox::teardown::teardown;
+use crate::sandbox::{self, applier};
+use crate::shim::{self, Shim};
+use crate::step::{Operation, Progress};
+use crate::store::TRASH;
+
+/// The operation, for people.
+const RECOVER: Operation =
+    Operation { name: "recovery", point: "recover", kind: crate::error::Kind::Sandbox };
+
+/// Begins everything that is left to do, one task a sandbox: a shim or a network that hangs holds up nobody else.
+pub(super) fn finish(node: &Arc<Node>, found: Found) {
+    for sandbox in node.sandboxes.all().values() {
+        let (owner, sandbox) = (Arc::clone(node), Arc::clone(sandbox));
+        node.tasks.spawn(async move {
+            let progress = owner.operations.begin(RECOVER, sandbox.id());
+            if let Err(error) = one(&owner, &sandbox, &progress).await {
+                tracing::error!(sandbox = sandbox.id(), %error, "recovery of the sandbox is not complete");
+            }
+        });
+    }
+    for id in found.quarantined {
+        let owner = Arc::clone(node);
+        node.tasks.spawn(async move {
+            if let Err(error) = sweep(&owner, &id).await {
+                tracing::error!(id, %error, "what is left of an unreadable object could not be removed");
+            }
+        });
+    }
+    let trash = node.config.load().root.join(TRASH);
+    node.empty_trash(trash);
+}
+
+async fn one(node: &Arc<Node>, sandbox: &Arc<Sandbox>, progress: &Arc<Progress>) -> Result<(), Error> {
+    let state = sandbox.state();
+    progress.enter("containers");
+    unfinished_containers(node, sandbox, progress).await?;
+    if state.stage == Stage::Making {
+        // It was never ready: nobody was given its id.
+        progress.enter("teardown");
+        sandbox.children.close();
+        sandbox.closing.cancel();
+        teardown(node, sandbox).await?;
+        return sandbox::remove::erase(node, sandbox).await;
+    }
+    progress.enter("adopt");
+    adopt(node, sandbox).await?;
+    if state.removing {
+        progress.enter("remove");
+        return sandbox::remove::join(node, sandbox).await;
+    }
+    if state.closing && !state.down {
+        progress.enter("stop");
+        return sandbox::stop::join(node, sandbox).await;
+    }
+    progress.enter("stops");
+    unfinished_stops(node, sandbox);
+    Ok(())
+}
+
+/// Takes hold of the sandbox's shim, if it has one that lives. Its facts come by themselves.
+async fn adopt(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+    let state = sandbox.state();
+    let Some(process) = state.shim.filter(|_| !state.down) else { return Ok(()) };
+    let generation = node.launcher()?.generation;
+    let shim = Shim::hold(sandbox.id().to_owned(), process, sandbox.places.run.clone(), generation)
+        .map_err(|error| Error::system("take hold of the shim of", sandbox.id(), error))?;
+    match shim {
+        Some(shim) => {
+            applier::attend(node, sandbox, shim);
+            Ok(())
+        }
+        None => {
+            applier::gone(node, sandbox).await;
+            Ok(())
+        }
+    }
+}
+
+/// A container that was being made, that nobody came for, or that is to go, goes.
+async fn unfinished_containers(
+    node: &Arc<Node>,
+    sandbox: &Arc<Sandbox>,
+    progress: &Arc<Progress>,
+) -> Result<(), Error> {
+    for child in applier::children(node, sandbox) {
+        let state = child.state();
+        let never_given = state.stage == ContainerStage::Creating || !state.claimed;
+        if never_given && !state.may_run() {
+            container::remove::erase(node, &child, progress).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Stops and removals of containers that an earlier daemon began, each in a task: signalled containers are signalled no
+/// second time.
+fn unfinished_stops(node: &Arc<Node>, sandbox: &Arc<Sandbox>) {
+    for child in applier::children(node, sandbox) {
+        let (state, owner) = (child.state(), Arc::clone(node));
+        let is_ending = state.stop.is_some() && state.may_run();
+        if !(state.removing || is_ending) {
+            continue;
+        }
+        node.tasks.spawn(async move {
+            let done = if state.removing {
+                container::remove::join(&owner, &child).await
+            } else {
+                container::end::go_on(&owner, &child).await
+            };
+            if let Err(error) = done {
+                tracing::error!(container = child.id(), %error, "what was begun could not be finished");
+            }
+        });
+    }
+}
+
+/// What is in the kernel of an object whose identity cannot be read, found by the id in its names.
+async fn sweep(node: &Arc<Node>, id: &str) -> Result<(), Error> {
+    let config = node.config.load_full();
+    let (cgroups, name) = (node.cgroups.clone(), id.to_owned());
+    if let Some(process) = blocking::run(move || shim::find(&cgroups, &name)).await? {
+        let generation = node.launcher()?.generation;
+        let run = config.state.join("sandboxes").join(id);
+        let shim = Shim::hold(id.to_owned(), process, run, generation)
+            .map_err(|error| Error::system("take hold of the shim of", id, error))?;
+        if let Some(shim) = shim {
+            shim.kill().map_err(|error| Error::system("kill the shim of", id, error))?;
+        }
+    }
+    let pin = config.netns_dir.join(format!("{}-{id}", config.instance));
+    let run = config.state.join("sandboxes").join(id);
+    blocking::run(move || {
+        cove_runtime::namespace::unpin(&pin)
+            .map_err(|error| Error::system("unpin", pin.display().to_string(), error))?;
+        sandbox::teardown::remove_directory(&run)
+    })
+    .await?;
+    // The default parent's only: where a kubelet's parent was, no readable record says.
+    node.cgroups.remove(&config.cgroup_parent.join(id)).await
+}
