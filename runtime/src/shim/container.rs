@@ -1,32 +1,22 @@
-//! Containers: from Start over the exit of the first process to the fact that says so, once its output is in the log
-//! and nothing of it is left.
+//! Containers: from Start to the program that runs, and what is asked of them then. How they end stands in `exit`.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
 
 use super::cgroup::Cgroup;
+use super::exit::Ending;
 use super::failure;
 use super::fork::{self, Kind, Order};
 use super::log::Stream;
-use super::oom;
 use super::request::Given;
 use super::serve::Shim;
 use super::spawn::{Child, Program, Spawn};
 use super::stdio::Output;
 use super::watch::{EventFlags, Owner, Token};
 use crate::build::PidEntry;
-use crate::protocol::{
-    ContainerId, ExitStatus, Exited, Fact, Failure, PidMode, Signal, Start, StartFailed, Started,
-};
+use crate::protocol::{Fact, Failure, PidMode, Signal, Start, StartFailed, Started};
 
 /// The most containers of a pod, ended ones that nobody forgot included. A kubelet keeps one ended one a container.
 const MAX_CONTAINERS: usize = 512;
-/// How long an exit waits for output and processes that outlive the first process: a program that passed its stdout
-/// to a stranger must not keep the container from ending.
-const DRAIN: Duration = Duration::from_secs(5);
-/// How often killed processes are looked for. They end in well under this, unless the kernel holds them.
-const LOOK: Duration = Duration::from_millis(5);
-
 /// Where a container stands.
 #[derive(Debug)]
 pub enum State {
@@ -40,41 +30,22 @@ pub enum State {
     Ended,
 }
 
-/// See [`State::Ending`].
-#[derive(Debug)]
-pub struct Ending {
-    status: ExitStatus,
-    /// Told at this time at the latest.
-    until: Instant,
-    /// Processes were left at the last look.
-    left: bool,
-}
-
 /// See the module's header.
 #[derive(Debug)]
 pub struct Container {
-    id: String,
-    pid: PidMode,
+    pub(super) id: String,
+    pub(super) pid: PidMode,
     pub(super) state: State,
     pub(super) cgroup: Cgroup,
-    oom_events: Option<OwnedFd>,
+    pub(super) oom_events: Option<OwnedFd>,
     /// The kernel killed in the group, as far as is known yet.
-    oom: bool,
+    pub(super) oom: bool,
     oom_score: i32,
     start_time: u64,
     pub(super) output: Option<Output>,
 }
 
 impl Container {
-    /// When it has to be looked at, though nothing happens.
-    pub fn due(&self) -> Option<Instant> {
-        match &self.state {
-            State::Ending(ending) if ending.left => Some(ending.until.min(Instant::now() + LOOK)),
-            State::Ending(ending) => Some(ending.until),
-            _ => None,
-        }
-    }
-
     /// The pid and pidfd of a first process whose program runs.
     pub fn process(&self) -> Option<&Child> {
         match &self.state {
@@ -94,11 +65,6 @@ impl Container {
         }
     }
 
-    /// The end of its first process is the end of all others: the kernel sees to it.
-    fn ends_as_one(&self) -> bool {
-        self.pid == PidMode::Private
-    }
-
     /// SIGKILL to its first process and its group.
     pub fn kill(&mut self, why: &str) {
         match &mut self.state {
@@ -111,18 +77,9 @@ impl Container {
         }
     }
 
-    fn kill_group(&self) {
+    pub(super) fn kill_group(&self) {
         if let Err(error) = self.cgroup.kill() {
             super::say(&format!("kill of the cgroup of {}: {error}", self.id));
-        }
-    }
-
-    fn look_for_oom(&mut self) {
-        match self.oom_events.as_ref().map(oom::killed) {
-            Some(Ok(killed)) => self.oom |= killed,
-            // The group was removed (ENODEV), as systemd does with a scope: what was seen before counts.
-            Some(Err(rustix::io::Errno::NODEV)) | None => {}
-            Some(Err(error)) => super::say(&format!("count of kills of {}: {error}", self.id)),
         }
     }
 }
@@ -244,84 +201,6 @@ impl Shim {
         container.oom_events = None;
         let failed = StartFailed { container: container.id.clone(), failure };
         self.tell(Fact::StartFailed(failed), None);
-    }
-
-    pub(super) fn oom(&mut self, slot: u32) {
-        if let Some(container) = self.containers.get_mut(&slot) {
-            container.look_for_oom();
-        }
-    }
-
-    pub(super) fn container_ended(&mut self, slot: u32, status: ExitStatus) {
-        let Some(container) = self.containers.get_mut(&slot) else { return };
-        container.look_for_oom();
-        container.oom_events = None;
-        if !container.ends_as_one() {
-            container.kill_group();
-        }
-        let left = !container.ends_as_one();
-        container.state = State::Ending(Ending { status, until: Instant::now() + DRAIN, left });
-        if container.oom {
-            let oom = ContainerId { container: container.id.clone() };
-            self.tell(Fact::Oom(oom), None);
-        }
-        for stream in [Stream::Stdout, Stream::Stderr] {
-            self.pump_now(slot, stream);
-        }
-        self.settle(slot);
-    }
-
-    /// What the ended process left in its pipe, so that the exit need not wait for the next round.
-    fn pump_now(&mut self, slot: u32, stream: Stream) {
-        if let Some(output) = self.containers.get_mut(&slot).and_then(|container| container.output.as_mut()) {
-            /// A pipe holds no more (pipe(7)).
-            const PIPE: usize = 64 * 1024 + 1;
-            output.pump(stream, PIPE, &mut self.input);
-        }
-    }
-
-    /// Tells the exit once nothing of the container is left, or its time is up.
-    pub(super) fn settle(&mut self, slot: u32) {
-        let Some(container) = self.containers.get_mut(&slot) else { return };
-        let State::Ending(ending) = &mut container.state else { return };
-        let late = Instant::now() >= ending.until;
-        if ending.left {
-            ending.left = match container.cgroup.members() {
-                Ok(members) => !members.is_empty(),
-                // The group has been removed, so nobody is in it.
-                Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound) => false,
-                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => false,
-                Err(error) => {
-                    super::say(&format!("who is left of {}: {error}", container.id));
-                    false
-                }
-            };
-        }
-        let (left, status) = (ending.left, ending.status.clone());
-        if left && !late {
-            return container.kill_group();
-        }
-        if let Some(output) = &mut container.output {
-            if !output.ended() && !late {
-                return;
-            }
-            output.close(&mut self.input);
-        }
-        container.state = State::Ended;
-        container.output = None;
-        let exited = Exited { container: container.id.clone(), status, oom: container.oom };
-        self.tell(Fact::Exited(exited), None);
-    }
-
-    /// After each round.
-    pub(super) fn settle_all(&mut self) {
-        let ending: Vec<u32> = self
-            .containers
-            .iter()
-            .filter(|(_, container)| matches!(container.state, State::Ending(_)))
-            .map(|(slot, _)| *slot)
-            .collect();
-        ending.into_iter().for_each(|slot| self.settle(slot));
     }
 
     pub(super) fn signal(&mut self, signal: &Signal) -> Result<(), Failure> {

@@ -8,6 +8,7 @@ mod cgroup;
 mod clock;
 mod container;
 mod exec;
+mod exit;
 mod facts;
 mod failure;
 mod fork;
