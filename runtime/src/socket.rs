@@ -8,7 +8,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    SendAncillaryMessage, SendFlags, recv, recvmsg, sendmsg,
 };
 
 use crate::protocol::{MAX_FDS, MAX_FRAME};
@@ -37,9 +37,12 @@ pub fn send(socket: BorrowedFd<'_>, frame: &[u8], fds: &[BorrowedFd<'_>]) -> io:
 /// Receives one message: `None` at the end of the connection. A message whose bytes or descriptors were truncated is
 /// an error (`InvalidData`), and what came with it is closed. Descriptors are close-on-exec.
 pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
+    // Its length first: a buffer for the largest frame would cost each shim 16 KiB for ever.
+    let look = RecvFlags::PEEK | RecvFlags::TRUNC;
+    let (_, length) = retry_on_intr(|| recv(socket, &mut [0_u8; 0], look))?;
     let mut space = [MaybeUninit::uninit(); CONTROL];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut frame = vec![0; MAX_FRAME];
+    let mut frame = vec![0; length.min(MAX_FRAME)];
     let got = retry_on_intr(|| {
         recvmsg(socket, &mut [IoSliceMut::new(&mut frame)], &mut control, RecvFlags::CMSG_CLOEXEC)
     })?;

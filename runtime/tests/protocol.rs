@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::path::PathBuf;
 
+use cove_runtime::build::request::*;
 use cove_runtime::protocol::*;
 use cove_runtime::wire::{Malformed, Wire};
 
@@ -157,6 +158,83 @@ fn replies_are_what_they_were() {
     }
     complete::<Fact>(&tags);
     complete::<Message>(&kinds);
+}
+
+/// A specification is read by the builder, which is the shim's own program.
+#[test]
+fn specifications_are_what_they_were() {
+    let mount = |destination: &str, kind| Mount {
+        destination: destination.into(),
+        kind,
+        readonly: true,
+        nosuid: false,
+        nodev: true,
+        noexec: false,
+    };
+    let bind = |propagation| {
+        MountKind::Bind(Bind {
+            source: "/srv".into(),
+            recursive: true,
+            propagation,
+            recursive_readonly: false,
+        })
+    };
+    let process = ProcessSpec {
+        args: vec!["/bin/app".into(), "-v".into()],
+        env: vec!["PATH=/bin".into()],
+        cwd: "/work".into(),
+        user: User {
+            user: "app:staff".into(),
+            gid: Some(7),
+            supplemental: vec![8, 9],
+            policy: GroupsPolicy::Strict,
+        },
+        capabilities: Capabilities { bounding: 1, effective: 2, permitted: 3, inheritable: 0, ambient: 4 },
+        no_new_privs: true,
+        rlimits: vec![Rlimit { resource: 7, soft: 1024, hard: 4096 }],
+        umask: 0o022,
+        seccomp: Some(vec![6, 0, 0, 0, 0, 0, 0xff, 0x7f]),
+        apparmor: Some("cove-default".into()),
+    };
+    golden("process-spec", &process);
+    let container = ContainerSpec {
+        container: "c".repeat(64),
+        rootfs: Rootfs {
+            lower: vec!["/l/2".into(), "/l/1".into()],
+            upper: "/c/upper".into(),
+            work: "/c/work".into(),
+            target: "/c/rootfs".into(),
+            readonly: false,
+            volatile: true,
+        },
+        new_cgroup_namespace: true,
+        mounts: vec![
+            mount("/a", bind(Propagation::Private)),
+            mount("/b", bind(Propagation::HostToContainer)),
+            mount("/c", bind(Propagation::Bidirectional)),
+            mount("/proc", MountKind::Proc),
+            mount("/sys", MountKind::Sysfs),
+            mount("/dev/mqueue", MountKind::Mqueue),
+            mount("/dev/pts", MountKind::Devpts),
+            mount("/dev", MountKind::Tmpfs(Tmpfs { size: 65_536, mode: 0o755, strict_atime: true })),
+            mount("/dev/shm", MountKind::Shm),
+            mount("/sys/fs/cgroup", MountKind::Cgroup),
+        ],
+        devices: vec![Device {
+            path: "/dev/null".into(),
+            block: false,
+            major: 1,
+            minor: 3,
+            mode: 0o666,
+            uid: 0,
+            gid: 0,
+        }],
+        masked_paths: vec!["/proc/kcore".into()],
+        readonly_paths: vec!["/proc/sys".into()],
+        process,
+    };
+    complete::<MountKind>(&container.mounts.iter().map(|mount| mount.kind.to_bytes()[0]).collect());
+    golden("container-spec", &container);
 }
 
 #[test]

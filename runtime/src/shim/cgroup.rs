@@ -96,15 +96,41 @@ impl Cgroup {
                 Err(error) => return Err(error.into()),
             }
         }
+        if self.sweep()? {
+            return Ok(());
+        }
+        // They fork as fast as they are killed. Frozen, they cannot; thawed they must be, or none of them can end.
+        let frozen = self.freeze("FROZEN");
+        let swept = self.sweep();
+        let thawed = self.freeze("THAWED");
+        frozen.and(swept.map(drop)).and(thawed)
+    }
+
+    /// Kills who is there, a bounded number of times. True: at the last look nobody new was there.
+    fn sweep(&self) -> io::Result<bool> {
         let mut killed = Vec::new();
         for _ in 0..ROUNDS {
             let new: Vec<i32> = self.members()?.into_iter().filter(|pid| !killed.contains(pid)).collect();
             if new.is_empty() {
-                break;
+                return Ok(true);
             }
             for pid in new {
                 kill_if(pid, || true);
                 killed.push(pid);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Writes to the freezer of v1, if the group has one: it lies beside one of the `cgroup.procs`.
+    fn freeze(&self, state: &str) -> io::Result<()> {
+        let Self::Split(hierarchies) = self else { return Ok(()) };
+        for procs in hierarchies {
+            let procs = fs::read_link(format!("/proc/self/fd/{}", procs.as_raw_fd()))?;
+            match fs::OpenOptions::new().write(true).open(procs.with_file_name("freezer.state")) {
+                Ok(mut freezer) => return io::Write::write_all(&mut freezer, state.as_bytes()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(())
@@ -222,6 +248,51 @@ mod tests {
             ("/sys/fs/cgroup/kubepods/pod1/c", "/../elsewhere", None),
         ] {
             assert_eq!(below(Path::new(own), Path::new(group)), expected.map(PathBuf::from), "{group}");
+        }
+    }
+
+    #[test]
+    fn finds_where_a_process_is_below() {
+        let mounts = fs::read_to_string("/proc/mounts").unwrap();
+        let mut mounts = mounts.lines().map(|line| line.split(' '));
+        let Some(mut mount) = mounts.find(|fields| fields.clone().nth(2) == Some("cgroup2")) else {
+            return; // A machine without cgroup v2 has nothing below.
+        };
+        let root = Path::new(mount.nth(1).unwrap()).join(format!("cove-shim-unit-{}", std::process::id()));
+        let below = root.join("init");
+        fs::create_dir_all(&below).unwrap();
+        let mut sleeper = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        fs::write(below.join("cgroup.procs"), sleeper.id().to_string()).unwrap();
+        let group = Cgroup::Unified(fs::File::open(&root).unwrap().into());
+        let found = group.beneath(i32::try_from(sleeper.id()).unwrap());
+        let elsewhere = group.beneath(i32::try_from(std::process::id()).unwrap());
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        let same =
+            |fd: OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino == rustix::fs::stat(&below).unwrap().st_ino;
+        let same = found.map(same);
+        fs::remove_dir(&below).unwrap();
+        fs::remove_dir(&root).unwrap();
+        assert!(same.unwrap());
+        assert!(elsewhere.is_err());
+    }
+
+    #[test]
+    fn freezes_and_thaws_v1() {
+        let root = Path::new("/sys/fs/cgroup/freezer");
+        if !root.exists() {
+            return; // v2 kills a group in one step.
+        }
+        let group = root.join(format!("cove-shim-unit-{}", std::process::id()));
+        fs::create_dir(&group).unwrap();
+        let procs = fs::OpenOptions::new().write(true).open(group.join("cgroup.procs")).unwrap();
+        let cgroup = Cgroup::Split(vec![fs::File::open("/proc/self/stat").unwrap().into(), procs.into()]);
+        let state = || fs::read_to_string(group.join("freezer.state"));
+        let states = ["FROZEN", "THAWED"].map(|wanted| (wanted, cgroup.freeze(wanted), state()));
+        fs::remove_dir(&group).unwrap();
+        for (wanted, written, state) in states {
+            written.unwrap();
+            assert_eq!(state.unwrap().trim(), wanted);
         }
     }
 

@@ -172,9 +172,16 @@ impl Log {
         self.batch.clear();
     }
 
-    /// Frees the memory of a burst of output.
+    /// It holds the memory of a burst of output.
+    pub fn is_large(&self) -> bool {
+        /// Less is not worth the page faults of the next burst.
+        const LARGE: usize = 16 * 1024;
+        self.batch.capacity() > LARGE
+    }
+
+    /// Frees that memory.
     pub fn rest(&mut self) {
-        self.batch.shrink_to(0);
+        self.batch = Vec::new();
     }
 
     /// After a write that failed: counts the loss, and removes the part of a line that reached the file.

@@ -16,11 +16,14 @@ use super::log::Stream;
 use super::peer::Peer;
 use super::sandbox::Sandbox;
 use super::shutdown::Shutdown;
+use super::stdio::Output;
 use super::watch::{EventFlags, Owner, Token, Watch};
 use crate::protocol::{Answer, Event, Message, Reply};
 
 /// Output that one stream of a container may have moved in a round, so that none keeps the others or a request waiting.
 const BUDGET: usize = 256 * 1024;
+/// Quiet for as long after a burst of output, its memory is given back: one wake-up a burst.
+const REST: Duration = Duration::from_secs(1);
 /// Connections accepted, and requests read from one connection, in a round.
 const BURST: usize = 16;
 /// Connections at a time: a daemon has one, and its successor another.
@@ -49,8 +52,10 @@ pub struct Shim {
     /// Of an `oom_score_adj` that could not be had: said once.
     pub(super) clamped: bool,
     pub(super) next_slot: u32,
-    /// Read buffer of all containers' output; empty between bursts.
+    /// Read buffer of all containers' output.
     pub(super) input: Vec<u8>,
+    /// When the memory of a burst of output is given back.
+    pub(super) rest_at: Option<Instant>,
 }
 
 impl Shim {
@@ -64,6 +69,7 @@ impl Shim {
             }
             self.settle_all();
             self.watch_peers();
+            self.rest();
             if self.shutdown_is_done() {
                 return Ok(());
             }
@@ -86,7 +92,19 @@ impl Shim {
         let now = Instant::now();
         let containers = self.containers.values().filter_map(Container::due);
         let shutdown = self.shutdown.iter().map(Shutdown::due);
-        containers.chain(shutdown).min().map(|due| due.saturating_duration_since(now))
+        containers.chain(shutdown).chain(self.rest_at).min().map(|due| due.saturating_duration_since(now))
+    }
+
+    /// Gives the memory of a burst back, or each pod would keep it for ever.
+    fn rest(&mut self) {
+        if self.rest_at.take_if(|at| Instant::now() >= *at).is_some() {
+            self.containers
+                .values_mut()
+                .filter_map(|container| container.output.as_mut())
+                .for_each(Output::rest);
+            self.input = Vec::new();
+            cove_sys::trim();
+        }
     }
 
     /// A number that no container, exec or connection has.
@@ -113,9 +131,11 @@ impl Shim {
 
     fn pump(&mut self, slot: u32, stream: Stream) {
         if let Some(output) = self.containers.get_mut(&slot).and_then(|container| container.output.as_mut()) {
-            if output.pump(stream, BUDGET, &mut self.input) != super::stdio::Pumped::More {
-                self.input.clear();
-                self.input.shrink_to(0);
+            output.pump(stream, BUDGET, &mut self.input);
+            if output.is_large() {
+                self.rest_at = Some(Instant::now() + REST);
+            } else {
+                self.input = Vec::new();
             }
             self.settle(slot);
         }

@@ -76,6 +76,7 @@ fn start() -> io::Result<()> {
         clamped: false,
         next_slot: 0,
         input: Vec::new(),
+        rest_at: None,
     };
     Ok(shim.serve()?)
 }

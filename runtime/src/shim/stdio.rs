@@ -86,10 +86,17 @@ impl Output {
             *slot = None;
         }
         self.log.flush();
-        if result != Pumped::More {
-            self.log.rest();
-        }
         result
+    }
+
+    /// It holds the memory of a burst.
+    pub fn is_large(&self) -> bool {
+        self.log.is_large()
+    }
+
+    /// Frees that memory.
+    pub fn rest(&mut self) {
+        self.log.rest();
     }
 
     /// Takes what is there now and ends both streams, whoever holds their other ends.

@@ -3,6 +3,7 @@
 
 mod clone;
 mod fds;
+mod memory;
 mod mount;
 mod process;
 mod seccomp;
@@ -10,6 +11,7 @@ mod signal;
 
 pub use clone::{CloneFlags, Forked, SingleThreaded, fork};
 pub use fds::{close_all_except, inherited};
+pub use memory::trim;
 pub use mount::{MountAttr, mount_setattr};
 pub use process::{exit_now, join_session_keyring};
 pub use seccomp::set_filter;

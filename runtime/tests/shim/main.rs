@@ -70,6 +70,21 @@ fn host_pid_orphans_die_with_their_container() {
 }
 
 #[test]
+fn those_who_fork_all_the_time_end_with_their_container() {
+    let (mut pod, _) = Pod::new(true);
+    for mode in [PidMode::Host, PidMode::Pod] {
+        let id =
+            pod.start(mode, "for i in 1 2 3 4 5 6 7 8; do while :; do sleep 0; done & done; exec sleep 1000");
+        pod.daemon.started();
+        until("all of them", || pod.members(&id).len() > 9);
+        pod.daemon.done(Request::Signal(Signal { container: id.clone(), signal: 9 }), &[]);
+        assert_eq!(pod.daemon.exited().status.signal, 9);
+        assert_eq!(pod.members(&id), [0; 0]);
+    }
+    pod.shut_down();
+}
+
+#[test]
 fn what_cannot_be_started_is_told_and_leaves_nothing() {
     let (mut pod, _) = Pod::new(true);
     for mode in [PidMode::Private, PidMode::Pod, PidMode::Host] {
@@ -194,6 +209,35 @@ fn cove_killed(pid: i32) {
         rustix::process::Signal::KILL,
     )
     .unwrap();
+}
+
+#[test]
+fn cgroup_v2_does_the_same() {
+    let (mut pod, _) = Pod::of(true, true);
+    let first = pod.start(PidMode::Pod, "exec sleep 1000");
+    let (started, _) = pod.daemon.started();
+    assert_eq!(pod.members(&first), [started.pid]);
+    let second = pod.start(PidMode::Host, "for i in 1 2 3; do setsid sleep 1000 & done; exit 2");
+    pod.daemon.started();
+    assert_eq!(pod.daemon.exited().status.code, 2);
+    assert_eq!(pod.members(&second), [0; 0]);
+
+    let [mut out, _] = pod.exec(1, &first, true, "cat /proc/self/cgroup");
+    pod.daemon.fact();
+    assert!(text(&mut out).contains("container-1"));
+    pod.daemon.fact();
+    let [_out, _err] = pod.exec(2, &first, true, "sleep 1000 & exec sleep 1000");
+    pod.daemon.fact();
+    until("its processes", || pod.members(&first).len() == 3);
+    pod.daemon.done(Request::KillExec(ExecId { exec: 2 }), &[]);
+    until("all of it to be gone", || pod.members(&first).len() == 1);
+    pod.daemon.fact();
+
+    let hung = pod.start_frozen();
+    pod.daemon.done(Request::Signal(Signal { container: hung, signal: 9 }), &[]);
+    // Frozen in v2 is not frozen against SIGKILL.
+    assert!(matches!(pod.daemon.fact().0.fact, Fact::StartFailed(_)));
+    pod.shut_down();
 }
 
 #[test]

@@ -36,13 +36,15 @@ pub struct Cgroups {
 }
 
 impl Cgroups {
-    fn make(name: &str) -> Self {
-        let v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-        let roots: &[&str] =
-            if v2 { &["/sys/fs/cgroup"] } else { &["/sys/fs/cgroup/memory", "/sys/fs/cgroup/freezer"] };
-        let directories: Vec<PathBuf> = roots.iter().map(|root| Path::new(root).join(name)).collect();
+    /// Of v2 if asked, or if there is no other.
+    fn make(name: &str, v2: bool) -> Self {
+        let v1: [PathBuf; 3] =
+            ["memory", "freezer", "pids"].map(|name| Path::new("/sys/fs/cgroup").join(name));
+        let unified = v2 || !v1[0].exists();
+        let roots = if unified { vec![v2_root()] } else { v1.to_vec() };
+        let directories: Vec<PathBuf> = roots.iter().map(|root| root.join(name)).collect();
         directories.iter().for_each(|directory| fs::create_dir(directory).unwrap());
-        Self { unified: v2, directories }
+        Self { unified, directories }
     }
 
     fn open(&self) -> Vec<OwnedFd> {
@@ -80,10 +82,17 @@ impl Cgroups {
         fs::write(self.directories[directory].join(file), value).unwrap();
     }
 
-    fn oom_events(&self) -> OwnedFd {
+    /// `None` where v2 has no memory controller.
+    fn oom_events(&self) -> Option<OwnedFd> {
         let file = if self.unified { "memory.events" } else { "memory.oom_control" };
-        File::open(self.directories[0].join(file)).unwrap().into()
+        File::open(self.directories[0].join(file)).ok().map(Into::into)
     }
+}
+
+fn v2_root() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    let mut mounts = mounts.lines().map(|line| line.split(' '));
+    mounts.find(|fields| fields.clone().nth(2) == Some("cgroup2")).unwrap().nth(1).unwrap().into()
 }
 
 impl Drop for Cgroups {
@@ -202,6 +211,7 @@ pub struct Pod {
     pub directory: tempfile::TempDir,
     pub cgroups: Vec<Cgroups>,
     containers: u32,
+    v2: bool,
 }
 
 impl Pod {
@@ -215,7 +225,9 @@ impl Pod {
         rustix::net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
         rustix::net::listen(&listener, 8).unwrap();
         let log = File::create(directory.path().join("shim.log")).unwrap();
-        let process = Command::new(env!("CARGO_BIN_EXE_cove-shim"))
+        // COVE_SHIM: the static one that is shipped, say.
+        let shim = std::env::var_os("COVE_SHIM").unwrap_or_else(|| env!("CARGO_BIN_EXE_cove-shim").into());
+        let process = Command::new(shim)
             .arg("5".repeat(64))
             .stdin(Stdio::from(listener))
             .stdout(Stdio::null())
@@ -223,18 +235,24 @@ impl Pod {
             .spawn()
             .unwrap();
         let daemon = Daemon::connect(&path);
-        Self { daemon, process, directory, cgroups: Vec::new(), containers: 0 }
+        Self { daemon, process, directory, cgroups: Vec::new(), containers: 0, v2: false }
     }
 
     /// A sandbox with namespaces of its own, its holder, and with `shared_pid` its init.
     pub fn new(shared_pid: bool) -> (Self, Option<OwnedFd>) {
+        Self::of(shared_pid, false)
+    }
+
+    /// The same, with cgroups of v2 if asked.
+    pub fn of(shared_pid: bool, v2: bool) -> (Self, Option<OwnedFd>) {
         let mut pod = Self::bare();
+        pod.v2 = v2;
         assert_eq!(pod.daemon.hello(1).sandbox, "");
         let (reply, network) = pod.daemon.ask(Request::MakeSandbox(pod.sandbox()), &[]);
         assert_eq!(reply, Reply::Sandbox);
         assert!(network.is_some());
         let name = format!("cove-shim-test-{}-init", pod.process.id());
-        pod.cgroups.push(Cgroups::make(&name));
+        pod.cgroups.push(Cgroups::make(&name, v2));
         let group = &pod.cgroups[0];
         let start = StartInit { shared_pid, shm_size: 1 << 20, cgroup: group.place() };
         let fds = group.open();
@@ -323,7 +341,7 @@ impl Pod {
     }
 
     fn make_group(&self, number: u32) -> Cgroups {
-        Cgroups::make(&self.group(&format!("container-{number}")))
+        Cgroups::make(&self.group(&format!("container-{number}")), self.v2)
     }
 
     fn start_in(&mut self, group: Cgroups, pid: PidMode, process: ProcessSpec) -> String {
@@ -335,12 +353,13 @@ impl Pod {
             container: id.clone(),
             pid,
             log: true,
-            oom_events: true,
+            oom_events: group.oom_events().is_some(),
             oom_score_adj: Some(500),
             cgroup: group.place(),
         };
         let (events, procs) = (group.oom_events(), group.open());
-        let mut fds = vec![spec.as_fd(), log.as_fd(), events.as_fd()];
+        let mut fds = vec![spec.as_fd(), log.as_fd()];
+        fds.extend(events.as_ref().map(AsFd::as_fd));
         fds.extend(procs.iter().map(AsFd::as_fd));
         self.daemon.done(Request::Start(start), &fds);
         self.cgroups.push(group);
