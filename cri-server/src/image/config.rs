@@ -9,6 +9,10 @@ use serde::{Deserialize, Deserializer};
 use super::ImageConfig;
 use super::manifest::host_architecture;
 
+/// Most strings of environment, arguments and volumes together: they stay in memory, and no program can be started with as
+/// many.
+const MAX_STRINGS: usize = 65_536;
+
 /// What is read of a config.
 #[derive(Debug, Clone)]
 pub(super) struct Config {
@@ -76,6 +80,11 @@ pub(super) fn parse(bytes: &[u8], layers: usize) -> Result<Config, String> {
         ));
     }
     let container = raw.config.unwrap_or_default();
+    let strings =
+        [container.env.len(), container.entrypoint.len(), container.cmd.len(), container.volumes.len()];
+    if strings.iter().sum::<usize>() > MAX_STRINGS {
+        return Err(format!("has more than {MAX_STRINGS} environment variables, arguments and volumes"));
+    }
     Ok(Config {
         diff_ids: raw.rootfs.diff_ids,
         container: ImageConfig {
@@ -148,6 +157,7 @@ mod tests {
             ("/architecture", json!("riscv128"), "riscv128"),
             ("/os", json!("windows"), "windows"),
             ("/config", json!([1]), "no image config"),
+            ("/config/Env", json!(vec![""; MAX_STRINGS]), "more than 65536"),
         ];
         for (pointer, value, expected) in table {
             let mut changed = document();

@@ -8,14 +8,15 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use cove_layer::{Digest, HashingReader, LayerError, Limits, Unpacked};
+use tokio::sync::oneshot;
 
+use super::ImageError;
 use super::manifest::Layer;
 use super::record::LayerRecord;
 use super::registry::Registry;
 use super::stage::{Stage, StagedLayer};
 use super::store::Store;
 use super::stream::{self, Feed, Source};
-use super::{ImageError, blocking};
 
 /// A layer's directory, the root of its files, and its record.
 const OWN_INODES: u64 = 3;
@@ -46,7 +47,7 @@ pub(super) async fn fetch(
     let (feed, source) = stream::channel();
     let unpacking = {
         let (layer, diff_id) = (layer.clone(), diff_id.clone());
-        blocking(move || unpack(store, source, &layer, diff_id, &limits))
+        on_thread(move || unpack(store, source, &layer, diff_id, &limits))
     };
     let (fed, unpacked) = futures_util::future::join(pump(&registry, &layer, feed), unpacking).await;
     // Whichever side failed first made the other fail: the network is the cause when the thread only saw no bytes.
@@ -54,6 +55,25 @@ pub(super) async fn fetch(
         (_, Ok(staged)) => Ok(Some(staged)),
         (Err(network), Err(Fault::CutOff)) => Err(network),
         (_, Err(fault)) => Err(error(&registry, &layer, fault)),
+    }
+}
+
+/// Runs `work` on a thread of its own: it waits for the network, and would keep a thread of the pool that everything else
+/// on this node shares. It starts at once and ends by itself when its source is cut off.
+fn on_thread(
+    work: impl FnOnce() -> Result<StagedLayer, Fault> + Send + 'static,
+) -> impl Future<Output = Result<StagedLayer, Fault>> {
+    let (done, result) = oneshot::channel();
+    let run = move || {
+        // Nobody waits any more: dropping a whole layer keeps it.
+        let _ = done.send(work());
+    };
+    let started = std::thread::Builder::new().name("unpack".to_owned()).spawn(run);
+    async move {
+        let failed =
+            |error| Fault::Store(ImageError::store("start or end a thread to unpack into", "images", error));
+        started.map_err(failed)?;
+        result.await.map_err(|_| failed(io::Error::other("the thread panicked")))?
     }
 }
 

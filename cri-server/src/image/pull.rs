@@ -41,7 +41,12 @@ async fn unchanged(
 ) -> Result<Option<Arc<Image>>, ImageError> {
     let catalog = shared.store.catalog();
     let Some(image) = catalog.find(&reference.to_string())? else { return Ok(None) };
-    let Some(digest) = registry.head().await? else { return Ok(None) };
+    let digest = match registry.head().await {
+        Ok(Some(digest)) => digest,
+        // A refusal of a head has no text, and some registries know no heads: the full request says it better.
+        Ok(None) | Err(ImageError::Registry { .. }) => return Ok(None),
+        Err(error) => return Err(error),
+    };
     let is_same = image.repo_digests.contains(&reference.repo_digest(&digest));
     // It may have been removed while the registry was asked.
     let is_there = shared.store.catalog().find(&reference.to_string())?.is_some_and(|now| now.id == image.id);

@@ -6,6 +6,8 @@
 //! open, and nothing here follows a magic link (`/proc/self/fd/3`).
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod confined;
 mod error;
 mod procfs;
 mod remove;

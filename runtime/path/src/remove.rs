@@ -148,61 +148,67 @@ fn remove_one(dir: &OwnedFd, name: &CStr, kind: FileType) -> Result<bool, Errno>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fs::{CWD, mkdirat, openat, symlinkat};
+    use crate::confined::{confined, directory};
+    use rustix::fs::{mkdirat, openat, symlinkat};
     use std::fs;
 
     #[test]
     fn removes_wide_and_odd_trees() {
-        let temp = tempfile::tempdir().unwrap();
-        let tree = temp.path().join("tree");
-        for directory in 0..300 {
-            let at = tree.join(format!("d{directory}/inner"));
-            fs::create_dir_all(&at).unwrap();
-            fs::write(at.join("file"), "x").unwrap();
-        }
-        for file in 0..3000 {
-            fs::write(tree.join(format!("a-long-name-to-fill-batches-{file}")), "").unwrap();
-        }
-        fs::write(temp.path().join("keep"), "x").unwrap();
-        std::os::unix::fs::symlink(temp.path(), tree.join("d0/out")).unwrap();
-        let parent = fs::File::open(temp.path()).unwrap();
-        remove_all(&parent, OsStr::new("tree")).unwrap();
-        remove_all(&parent, OsStr::new("tree")).unwrap();
-        let left: Vec<_> = fs::read_dir(temp.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(left, ["keep"]);
+        confined(|| {
+            let temp = directory();
+            let tree = temp.path().join("tree");
+            for directory in 0..300 {
+                let at = tree.join(format!("d{directory}/inner"));
+                fs::create_dir_all(&at).unwrap();
+                fs::write(at.join("file"), "x").unwrap();
+            }
+            for file in 0..3000 {
+                fs::write(tree.join(format!("a-long-name-to-fill-batches-{file}")), "").unwrap();
+            }
+            fs::write(temp.path().join("keep"), "x").unwrap();
+            std::os::unix::fs::symlink(temp.path(), tree.join("d0/out")).unwrap();
+            let parent = fs::File::open(temp.path()).unwrap();
+            remove_all(&parent, OsStr::new("tree")).unwrap();
+            remove_all(&parent, OsStr::new("tree")).unwrap();
+            let left: Vec<_> = fs::read_dir(temp.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+            assert_eq!(left, ["keep"]);
+        });
     }
 
     #[test]
     fn removes_trees_deeper_than_paths_can_say() {
-        let temp = tempfile::tempdir().unwrap();
-        let parent = fs::File::open(temp.path()).unwrap();
-        let directory = OFlags::RDONLY | OFlags::DIRECTORY;
-        mkdirat(&parent, "deep", Mode::from(0o755)).unwrap();
-        let mut here = openat(&parent, "deep", directory, Mode::empty()).unwrap();
-        for level in 0..5000 {
-            let name = if level % 70 == 0 { ".cove-deep-1" } else { "n" };
-            mkdirat(&here, name, Mode::from(0o755)).unwrap();
-            symlinkat("/", &here, "root").unwrap();
-            here = openat(&here, name, directory, Mode::empty()).unwrap();
-        }
-        drop(here);
-        remove_all(&parent, OsStr::new("deep")).unwrap();
-        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 0);
-        assert!(openat(CWD, "/etc", directory, Mode::empty()).is_ok());
+        confined(|| {
+            let temp = directory();
+            let parent = fs::File::open(temp.path()).unwrap();
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+            mkdirat(&parent, "deep", Mode::from(0o755)).unwrap();
+            let mut here = openat(&parent, "deep", flags, Mode::empty()).unwrap();
+            for level in 0..5000 {
+                let name = if level % 70 == 0 { ".cove-deep-1" } else { "n" };
+                mkdirat(&here, name, Mode::from(0o755)).unwrap();
+                symlinkat("/", &here, "root").unwrap();
+                here = openat(&here, name, flags, Mode::empty()).unwrap();
+            }
+            drop(here);
+            remove_all(&parent, OsStr::new("deep")).unwrap();
+            assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 0);
+        });
     }
 
     #[test]
     fn never_enters_a_mount() {
-        let temp = tempfile::tempdir().unwrap();
-        let at = temp.path().join("tree/mounted");
-        fs::create_dir_all(&at).unwrap();
-        rustix::mount::mount("tmpfs", &at, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
-        fs::write(at.join("kept"), "x").unwrap();
-        let parent = fs::File::open(temp.path()).unwrap();
-        let refused = remove_all(&parent, OsStr::new("tree"));
-        let kept = at.join("kept").exists();
-        rustix::mount::unmount(&at, rustix::mount::UnmountFlags::DETACH).unwrap();
-        assert!(matches!(refused, Err(Errno::BUSY | Errno::XDEV)), "{refused:?}");
-        assert!(kept);
+        confined(|| {
+            let temp = directory();
+            let at = temp.path().join("tree/mounted");
+            fs::create_dir_all(&at).unwrap();
+            rustix::mount::mount("tmpfs", &at, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+            fs::write(at.join("kept"), "x").unwrap();
+            let parent = fs::File::open(temp.path()).unwrap();
+            let refused = remove_all(&parent, OsStr::new("tree"));
+            let kept = at.join("kept").exists();
+            rustix::mount::unmount(&at, rustix::mount::UnmountFlags::DETACH).unwrap();
+            assert!(matches!(refused, Err(Errno::BUSY | Errno::XDEV)), "{refused:?}");
+            assert!(kept);
+        });
     }
 }

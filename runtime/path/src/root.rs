@@ -173,12 +173,13 @@ pub(crate) fn read_bounded(file: OwnedFd, path: &Path, cap: usize) -> Result<Vec
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::confined::{confined, directory};
     use std::fs;
     use std::os::unix::fs::symlink;
 
     /// A root beside a canary that its paths try to reach.
     fn planted() -> (tempfile::TempDir, Root) {
-        let temp = tempfile::tempdir().unwrap();
+        let temp = directory();
         fs::create_dir_all(temp.path().join("root/etc")).unwrap();
         fs::create_dir(temp.path().join("canary")).unwrap();
         fs::write(temp.path().join("canary/passwd"), "host").unwrap();
@@ -194,97 +195,118 @@ mod tests {
 
     #[test]
     fn hostile_parents_stay_inside() {
-        for target in ["../../../../canary", "../canary", "/canary", "/etc/../../canary"] {
-            let (temp, root) = planted();
-            symlink(target, temp.path().join("root/way")).unwrap();
-            let made = root.make_file(Path::new("way/new/file"), Mode::from(0o644)).unwrap();
-            assert_eq!(FileType::from_raw_mode(fstat(&made).unwrap().st_mode), FileType::RegularFile);
-            assert!(temp.path().join("root/canary/new/file").exists(), "{target}");
-            let read = root.read_regular(Path::new("way/passwd"), 100).unwrap();
-            assert_eq!(read, None, "{target}");
-            canary_untouched(&temp);
-        }
+        confined(|| {
+            for target in ["../../../../canary", "../canary", "/canary", "/etc/../../canary"] {
+                let (temp, root) = planted();
+                symlink(target, temp.path().join("root/way")).unwrap();
+                let made = root.make_file(Path::new("way/new/file"), Mode::from(0o644)).unwrap();
+                assert_eq!(FileType::from_raw_mode(fstat(&made).unwrap().st_mode), FileType::RegularFile);
+                assert!(temp.path().join("root/canary/new/file").exists(), "{target}");
+                let read = root.read_regular(Path::new("way/passwd"), 100).unwrap();
+                assert_eq!(read, None, "{target}");
+                canary_untouched(&temp);
+            }
+        });
     }
 
     #[test]
     fn dangling_link_is_made_inside() {
-        let (temp, root) = planted();
-        symlink("../run/systemd/resolv.conf", temp.path().join("root/etc/resolv.conf")).unwrap();
-        root.make_file(Path::new("/etc/resolv.conf"), Mode::from(0o644)).unwrap();
-        assert!(temp.path().join("root/run/systemd/resolv.conf").is_file());
-        // A second time it finds the same file.
-        root.make_file(Path::new("/etc/resolv.conf"), Mode::from(0o644)).unwrap();
+        confined(|| {
+            let (temp, root) = planted();
+            symlink("../run/systemd/resolv.conf", temp.path().join("root/etc/resolv.conf")).unwrap();
+            root.make_file(Path::new("/etc/resolv.conf"), Mode::from(0o644)).unwrap();
+            assert!(temp.path().join("root/run/systemd/resolv.conf").is_file());
+            // A second time it finds the same file.
+            root.make_file(Path::new("/etc/resolv.conf"), Mode::from(0o644)).unwrap();
+        });
     }
 
     #[test]
     fn loops_end() {
-        let (temp, root) = planted();
-        symlink("b", temp.path().join("root/a")).unwrap();
-        symlink("a", temp.path().join("root/b")).unwrap();
-        assert!(root.make_dirs(Path::new("a/x"), Mode::from(0o755)).is_err());
-        assert_eq!(root.resolve(Path::new("a"), OFlags::PATH).unwrap_err().errno(), Some(Errno::LOOP));
+        confined(|| {
+            let (temp, root) = planted();
+            symlink("b", temp.path().join("root/a")).unwrap();
+            symlink("a", temp.path().join("root/b")).unwrap();
+            assert!(root.make_dirs(Path::new("a/x"), Mode::from(0o755)).is_err());
+            assert_eq!(root.resolve(Path::new("a"), OFlags::PATH).unwrap_err().errno(), Some(Errno::LOOP));
+        });
     }
 
     #[test]
     fn plain_means_no_symlink() {
-        let (temp, root) = planted();
-        symlink("etc", temp.path().join("root/proc")).unwrap();
-        for path in ["proc", "/proc/", "proc/.."] {
-            let error = root.resolve_plain(Path::new(path), OFlags::PATH).unwrap_err();
-            assert_eq!(error.errno(), Some(Errno::LOOP), "{path}");
-        }
-        assert!(root.resolve_plain(Path::new("/etc/../etc"), OFlags::PATH).is_ok());
+        confined(|| {
+            let (temp, root) = planted();
+            symlink("etc", temp.path().join("root/proc")).unwrap();
+            for path in ["proc", "/proc/", "proc/.."] {
+                let error = root.resolve_plain(Path::new(path), OFlags::PATH).unwrap_err();
+                assert_eq!(error.errno(), Some(Errno::LOOP), "{path}");
+            }
+            assert!(root.resolve_plain(Path::new("/etc/../etc"), OFlags::PATH).is_ok());
+        });
     }
 
     #[test]
     fn dirs_and_parents() {
-        let (temp, root) = planted();
-        for path in ["x/y/z", "/x/./y//z", "x/../x/y", "/", "../../.."] {
-            let made = root.make_dirs(Path::new(path), Mode::from(0o755)).unwrap();
-            assert_eq!(FileType::from_raw_mode(fstat(&made).unwrap().st_mode), FileType::Directory, "{path}");
-        }
-        assert!(temp.path().join("root/x/y/z").is_dir());
-        let error = root.make_dirs(Path::new("etc/../x/y/z/../../../file/.."), Mode::from(0o755));
-        assert!(error.is_ok(), "{error:?}");
-        root.make_file(Path::new("plain"), Mode::from(0o644)).unwrap();
-        let error = root.make_dirs(Path::new("plain/x"), Mode::from(0o755)).unwrap_err();
-        assert_eq!(error.errno(), Some(Errno::NOTDIR));
-        let (_, leaf) = root.resolve_parent(Path::new("/x/new")).unwrap();
-        assert_eq!(leaf, "new");
-        for path in ["", "/", "..", "x/.."] {
-            assert!(matches!(root.resolve_parent(Path::new(path)), Err(PathError::NoName { .. })), "{path}");
-        }
+        confined(|| {
+            let (temp, root) = planted();
+            for path in ["x/y/z", "/x/./y//z", "x/../x/y", "/", "../../.."] {
+                let made = root.make_dirs(Path::new(path), Mode::from(0o755)).unwrap();
+                assert_eq!(
+                    FileType::from_raw_mode(fstat(&made).unwrap().st_mode),
+                    FileType::Directory,
+                    "{path}"
+                );
+            }
+            assert!(temp.path().join("root/x/y/z").is_dir());
+            let error = root.make_dirs(Path::new("etc/../x/y/z/../../../file/.."), Mode::from(0o755));
+            assert!(error.is_ok(), "{error:?}");
+            root.make_file(Path::new("plain"), Mode::from(0o644)).unwrap();
+            let error = root.make_dirs(Path::new("plain/x"), Mode::from(0o755)).unwrap_err();
+            assert_eq!(error.errno(), Some(Errno::NOTDIR));
+            let (_, leaf) = root.resolve_parent(Path::new("/x/new")).unwrap();
+            assert_eq!(leaf, "new");
+            for path in ["", "/", "..", "x/.."] {
+                assert!(
+                    matches!(root.resolve_parent(Path::new(path)), Err(PathError::NoName { .. })),
+                    "{path}"
+                );
+            }
+        });
     }
 
     #[test]
     fn reads_only_bounded_regular_files() {
-        let (temp, root) = planted();
-        let at = |name: &str| temp.path().join("root/etc").join(name);
-        fs::write(at("ok"), "root:x:0:0").unwrap();
-        symlink("/etc/ok", at("link")).unwrap();
-        let fifo = rustix::fs::FileType::Fifo;
-        rustix::fs::mknodat(CWD, at("fifo"), fifo, Mode::from(0o644), 0).unwrap();
-        let zero = rustix::fs::makedev(1, 5);
-        rustix::fs::mknodat(CWD, at("zero"), FileType::CharacterDevice, Mode::from(0o644), zero).unwrap();
-        fs::File::create(at("huge")).unwrap().set_len(2 << 30).unwrap();
+        confined(|| {
+            let (temp, root) = planted();
+            let at = |name: &str| temp.path().join("root/etc").join(name);
+            fs::write(at("ok"), "root:x:0:0").unwrap();
+            symlink("/etc/ok", at("link")).unwrap();
+            let fifo = rustix::fs::FileType::Fifo;
+            rustix::fs::mknodat(CWD, at("fifo"), fifo, Mode::from(0o644), 0).unwrap();
+            let zero = rustix::fs::makedev(1, 5);
+            rustix::fs::mknodat(CWD, at("zero"), FileType::CharacterDevice, Mode::from(0o644), zero).unwrap();
+            fs::File::create(at("huge")).unwrap().set_len(2 << 30).unwrap();
 
-        let read = |name: &str, cap| root.read_regular(&Path::new("etc").join(name), cap);
-        assert_eq!(read("link", 10).unwrap().unwrap(), b"root:x:0:0");
-        assert!(matches!(read("ok", 9), Err(PathError::TooLarge { cap: 9, .. })));
-        assert!(matches!(read("huge", 1 << 20), Err(PathError::TooLarge { .. })));
-        assert!(matches!(read("fifo", 10), Err(PathError::NotRegular { .. })));
-        assert!(matches!(read("zero", 10), Err(PathError::NotRegular { .. })));
-        assert!(matches!(read("", 10), Err(PathError::NotRegular { .. })));
-        assert_eq!(read("missing", 10).unwrap(), None);
-        assert_eq!(read("ok/below", 10).unwrap(), None);
+            let read = |name: &str, cap| root.read_regular(&Path::new("etc").join(name), cap);
+            assert_eq!(read("link", 10).unwrap().unwrap(), b"root:x:0:0");
+            assert!(matches!(read("ok", 9), Err(PathError::TooLarge { cap: 9, .. })));
+            assert!(matches!(read("huge", 1 << 20), Err(PathError::TooLarge { .. })));
+            assert!(matches!(read("fifo", 10), Err(PathError::NotRegular { .. })));
+            assert!(matches!(read("zero", 10), Err(PathError::NotRegular { .. })));
+            assert!(matches!(read("", 10), Err(PathError::NotRegular { .. })));
+            assert_eq!(read("missing", 10).unwrap(), None);
+            assert_eq!(read("ok/below", 10).unwrap(), None);
+        });
     }
 
     #[test]
     fn nothing_is_created_by_resolve() {
-        let (_temp, root) = planted();
-        let error = root.resolve(Path::new("x"), OFlags::CREATE | OFlags::WRONLY).unwrap_err();
-        assert_eq!(error.errno(), Some(Errno::INVAL));
-        let directory = root.resolve(Path::new("etc"), OFlags::RDONLY | OFlags::DIRECTORY);
-        assert!(directory.is_ok());
+        confined(|| {
+            let (_temp, root) = planted();
+            let error = root.resolve(Path::new("x"), OFlags::CREATE | OFlags::WRONLY).unwrap_err();
+            assert_eq!(error.errno(), Some(Errno::INVAL));
+            let directory = root.resolve(Path::new("etc"), OFlags::RDONLY | OFlags::DIRECTORY);
+            assert!(directory.is_ok());
+        });
     }
 }

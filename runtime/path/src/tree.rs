@@ -208,40 +208,45 @@ impl AsFd for Tree {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::confined::{confined, directory};
     use std::fs;
     use std::os::unix::fs::symlink;
 
     #[test]
     fn refuses_links_and_ways_out() {
-        let temp = tempfile::tempdir().unwrap();
-        fs::create_dir(temp.path().join("tree")).unwrap();
-        fs::write(temp.path().join("secret"), "x").unwrap();
-        symlink("..", temp.path().join("tree/up")).unwrap();
-        let tree = Tree::open(&temp.path().join("tree")).unwrap();
-        for (path, errno) in
-            [("up/secret", Errno::LOOP), ("../secret", Errno::XDEV), ("/etc/passwd", Errno::XDEV)]
-        {
-            assert_eq!(tree.read(Path::new(path), 10).unwrap_err().errno(), Some(errno), "{path}");
-            assert_eq!(tree.remove_all(Path::new(path)).unwrap_err().errno(), Some(errno), "{path}");
-        }
-        tree.remove_all(Path::new("up")).unwrap();
-        assert!(temp.path().join("secret").exists());
+        confined(|| {
+            let temp = directory();
+            fs::create_dir(temp.path().join("tree")).unwrap();
+            fs::write(temp.path().join("secret"), "x").unwrap();
+            symlink("..", temp.path().join("tree/up")).unwrap();
+            let tree = Tree::open(&temp.path().join("tree")).unwrap();
+            for (path, errno) in
+                [("up/secret", Errno::LOOP), ("../secret", Errno::XDEV), ("/etc/passwd", Errno::XDEV)]
+            {
+                assert_eq!(tree.read(Path::new(path), 10).unwrap_err().errno(), Some(errno), "{path}");
+                assert_eq!(tree.remove_all(Path::new(path)).unwrap_err().errno(), Some(errno), "{path}");
+            }
+            tree.remove_all(Path::new("up")).unwrap();
+            assert!(temp.path().join("secret").exists());
+        });
     }
 
     #[test]
     fn replaces_files_whole() {
-        let temp = tempfile::tempdir().unwrap();
-        let tree = Tree::open(temp.path()).unwrap();
-        tree.make_dirs(Path::new("a/b"), Mode::from(0o700)).unwrap();
-        tree.make_dirs(Path::new("a/b"), Mode::from(0o700)).unwrap();
-        fs::write(temp.path().join("a/b/.state.json.new"), "left over").unwrap();
-        for content in ["one", "two"] {
-            tree.replace(Path::new("a/b/state.json"), content.as_bytes(), Mode::from(0o600)).unwrap();
-            assert_eq!(tree.read(Path::new("a/b/state.json"), 3).unwrap().unwrap(), content.as_bytes());
-        }
-        assert_eq!(tree.list(Path::new("a/b")).unwrap(), ["state.json"]);
-        assert_eq!(tree.read(Path::new("a/b/none"), 3).unwrap(), None);
-        tree.rename(Path::new("a"), Path::new("c"), RenameFlags::NOREPLACE).unwrap();
-        assert_eq!(tree.list(Path::new(".")).unwrap(), ["c"]);
+        confined(|| {
+            let temp = directory();
+            let tree = Tree::open(temp.path()).unwrap();
+            tree.make_dirs(Path::new("a/b"), Mode::from(0o700)).unwrap();
+            tree.make_dirs(Path::new("a/b"), Mode::from(0o700)).unwrap();
+            fs::write(temp.path().join("a/b/.state.json.new"), "left over").unwrap();
+            for content in ["one", "two"] {
+                tree.replace(Path::new("a/b/state.json"), content.as_bytes(), Mode::from(0o600)).unwrap();
+                assert_eq!(tree.read(Path::new("a/b/state.json"), 3).unwrap().unwrap(), content.as_bytes());
+            }
+            assert_eq!(tree.list(Path::new("a/b")).unwrap(), ["state.json"]);
+            assert_eq!(tree.read(Path::new("a/b/none"), 3).unwrap(), None);
+            tree.rename(Path::new("a"), Path::new("c"), RenameFlags::NOREPLACE).unwrap();
+            assert_eq!(tree.list(Path::new(".")).unwrap(), ["c"]);
+        });
     }
 }

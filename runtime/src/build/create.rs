@@ -39,8 +39,8 @@ pub(super) fn run(
     namespaces::leave_host()?;
     let overlay = rootfs::assemble(&spec.rootfs)?;
     let root = Root::from_fd(overlay);
-    let user = identity::resolve(&root, &spec.process.user)?;
-    line.say(&Report::User(user.clone()));
+    let who = identity::resolve(&root, &spec.process.user)?;
+    line.say(&Report::User(who.user.clone()));
     rootfs::enter(root.as_fd())?;
 
     mounts::attach(&root, &detached)?;
@@ -63,7 +63,7 @@ pub(super) fn run(
         }
         PidEntry::Host => Some(single),
     };
-    Process { spec: &spec.process, user: &user, stdio, terminal, proc, clone }.run(root, line)
+    Process { spec: &spec.process, who: &who, stdio, terminal, proc, clone }.run(root, line)
 }
 
 /// What every builder does first.

@@ -17,6 +17,20 @@ const MAX_FILE: usize = 10 * 1024 * 1024;
 /// The highest id: the next one, (uid_t)-1, means "no change" to chown(2) and setresuid(2).
 const MAX_ID: u64 = 4_294_967_294;
 
+/// The most groups of a process, so that a report of them fits one frame of the shim's protocol (16 KiB).
+const MAX_GROUPS: usize = 3000;
+/// Where a user without a home is at home, as every runtime has it.
+const NO_HOME: &str = "/";
+
+/// Who a process is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    /// What the kernel and the daemon are told.
+    pub user: ResolvedUser,
+    /// The home directory of the account, `/` without one. The image's word: only ever for its own programs.
+    pub home: String,
+}
+
 /// One half of a USER.
 #[derive(Debug, PartialEq, Eq)]
 enum Id<'a> {
@@ -25,7 +39,7 @@ enum Id<'a> {
 }
 
 /// Resolves `user` against the files below `root`.
-pub(super) fn resolve(root: &Root, user: &User) -> Result<ResolvedUser, Failure> {
+pub(super) fn resolve(root: &Root, user: &User) -> Result<Identity, Failure> {
     let (who, group) = split(&user.user)?;
     let passwd = read(root, "/etc/passwd")?;
     let account = find_account(&passwd, &who)?;
@@ -50,7 +64,14 @@ pub(super) fn resolve(root: &Root, user: &User) -> Result<ResolvedUser, Failure>
     }
     all.sort_unstable();
     all.dedup();
-    Ok(ResolvedUser { uid, gid, groups: all })
+    if all.len() > MAX_GROUPS {
+        return refuse(STEP, format!("{:?} is in {} groups, more than {MAX_GROUPS}", user.user, all.len()));
+    }
+    let home = account.map(|account| account.home).filter(|home| !home.is_empty() && !home.contains('\0'));
+    Ok(Identity {
+        user: ResolvedUser { uid, gid, groups: all },
+        home: home.unwrap_or_else(|| NO_HOME.to_owned()),
+    })
 }
 
 fn split(user: &str) -> Result<(Id<'_>, Option<Id<'_>>), Failure> {
@@ -100,6 +121,7 @@ struct Account {
     name: String,
     uid: u32,
     gid: u32,
+    home: String,
 }
 
 /// The first line of passwd(5) for `who`. Lines that are none are skipped; the line of a name that was asked for
@@ -122,7 +144,8 @@ fn find_account(passwd: &str, who: &Id<'_>) -> Result<Option<Account>, Failure> 
         let (Some(uid), Some(gid)) = (number(uid), number(gid)) else {
             return refuse(STEP, format!("the line of {name:?} in the image's /etc/passwd has no valid ids"));
         };
-        return Ok(Some(Account { name: name.to_owned(), uid, gid }));
+        let home = fields.nth(1).unwrap_or_default().to_owned();
+        return Ok(Some(Account { name: name.to_owned(), uid, gid, home }));
     }
     Ok(None)
 }
@@ -220,7 +243,7 @@ mod tests {
         ];
         for (user, expected) in table {
             match (resolve(&root, &asked(user)), expected) {
-                (Ok(got), Ok((uid, gid, groups))) => {
+                (Ok(Identity { user: got, .. }), Ok((uid, gid, groups))) => {
                     assert_eq!((got.uid, got.gid, &got.groups[..]), (uid, gid, groups), "{user:?}");
                 }
                 (Err(got), Err(text)) => assert!(got.detail.contains(text), "{user:?}: {got:?}"),
@@ -236,9 +259,22 @@ mod tests {
     fn groups_by_policy() {
         let (_temp, root) = rooted();
         let user = User { gid: Some(5), supplemental: vec![9, 9, 50], ..asked("app") };
-        assert_eq!(resolve(&root, &user).unwrap().groups, [5, 9, 10, 50]);
+        assert_eq!(resolve(&root, &user).unwrap().user.groups, [5, 9, 10, 50]);
         let strict = User { policy: GroupsPolicy::Strict, ..user };
-        assert_eq!(resolve(&root, &strict).unwrap().groups, [5, 9, 50]);
+        assert_eq!(resolve(&root, &strict).unwrap().user.groups, [5, 9, 50]);
+    }
+
+    #[test]
+    fn homes_and_crowds() {
+        let (temp, root) = rooted();
+        for (user, home) in [("root", "/root"), ("app", "/"), ("4321", "/"), ("1000", "/")] {
+            assert_eq!(resolve(&root, &asked(user)).unwrap().home, home, "{user}");
+        }
+        let crowd: String = (0..=MAX_GROUPS).map(|n| format!("g{n}:x:{n}:app\n")).collect();
+        std::fs::write(temp.path().join("etc/group"), crowd).unwrap();
+        let refused = resolve(&root, &asked("app")).unwrap_err();
+        assert!(refused.detail.contains("more than 3000"), "{refused:?}");
+        assert_eq!(resolve(&root, &asked("root")).unwrap().user.groups, [0]);
     }
 
     #[test]
@@ -246,7 +282,7 @@ mod tests {
         let (temp, root) = rooted();
         std::fs::remove_file(temp.path().join("etc/passwd")).unwrap();
         std::fs::remove_file(temp.path().join("etc/group")).unwrap();
-        assert_eq!(resolve(&root, &asked("7:8")).unwrap().groups, [8]);
+        assert_eq!(resolve(&root, &asked("7:8")).unwrap().user.groups, [8]);
         let fifo = rustix::fs::FileType::Fifo;
         let at = temp.path().join("etc/passwd");
         rustix::fs::mknodat(rustix::fs::CWD, at, fifo, rustix::fs::Mode::from(0o644), 0).unwrap();

@@ -24,8 +24,8 @@ pub(super) fn run(work: Work, target: OwnedFd, line: &Line) -> Result<Infallible
     namespaces::enter_container(target.as_fd())?;
     drop(target);
     let root = Root::of_process().at("namespaces", || "open the container's root".to_owned())?;
-    let user = identity::resolve(&root, &spec.user)?;
-    line.say(&Report::User(user.clone()));
+    let who = identity::resolve(&root, &spec.user)?;
+    line.say(&Report::User(who.user.clone()));
 
-    Process { spec: &spec, user: &user, stdio, terminal, proc, clone: Some(single) }.run(root, line)
+    Process { spec: &spec, who: &who, stdio, terminal, proc, clone: Some(single) }.run(root, line)
 }

@@ -7,6 +7,7 @@
 
 mod apparmor;
 pub mod capabilities;
+mod cgroups;
 mod create;
 mod devices;
 mod holder;

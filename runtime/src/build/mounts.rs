@@ -41,7 +41,7 @@ const ALLOWED_BELOW_PROC: [&str; 11] = [
 /// Attaches all, in order.
 pub(super) fn attach(root: &Root, all: &[Detached<'_>]) -> Result<(), Failure> {
     for detached in all {
-        let destination = clean(&detached.mount.destination);
+        let destination = clean(&detached.destination);
         let target = target(root, detached, &destination)?;
         move_mount(&detached.tree, "", &target, "", by_descriptor())
             .at(STEP, || format!("mount on {}", destination.display()))?;
@@ -54,9 +54,9 @@ pub(super) fn seal(all: &[Detached<'_>]) -> Result<(), Failure> {
     let readonly =
         MountAttr { set: u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits()), ..MountAttr::default() };
     for detached in all {
-        if detached.mount.readonly && matches!(detached.mount.kind, MountKind::Tmpfs(_)) {
+        if detached.sealed_last {
             cove_sys::mount_setattr(detached.tree.as_fd(), false, readonly)
-                .at(STEP, || format!("make {} read-only", detached.mount.destination.display()))?;
+                .at(STEP, || format!("make {} read-only", detached.destination.display()))?;
         }
     }
     Ok(())

@@ -23,6 +23,7 @@ use rustix::thread::{
 };
 
 use super::capabilities::{self, Wanted};
+use super::identity::Identity;
 use super::line::{self, Line};
 use super::program::Program;
 use super::report::{Cloned, Report};
@@ -41,7 +42,7 @@ pub(super) struct Process<'a> {
     /// What was asked.
     pub spec: &'a ProcessSpec,
     /// As whom it runs.
-    pub user: &'a ResolvedUser,
+    pub who: &'a Identity,
     /// stdin, stdout, stderr.
     pub stdio: [OwnedFd; 3],
     /// stdio is a terminal.
@@ -65,25 +66,26 @@ pub(super) fn die_with_shim() -> Result<(), Failure> {
 impl Process<'_> {
     /// Does all the rest. Returns only a failure.
     pub(super) fn run(self, root: Root, line: &Line) -> Result<Infallible, Failure> {
-        let Self { spec, user, stdio, terminal, proc, clone } = self;
+        let Self { spec, who, stdio, terminal, proc, clone } = self;
         if let (Some(profile), Some(proc)) = (&spec.apparmor, &proc) {
             apparmor::set(proc, profile)?;
         }
         drop(proc);
         let entered = enter_cwd(&root, spec)?;
         drop(root);
-        take_stdio(stdio, user)?;
+        take_stdio(stdio, &who.user)?;
         close_the_rest(line)?;
         rlimits::apply(&spec.rlimits)?;
         umask(Mode::from_raw_mode(spec.umask & 0o777));
-        give_up_rights(spec, user)?;
+        give_up_rights(spec, &who.user)?;
         if !entered {
             enter_cwd_as_user(spec)?;
         }
         verify_cwd(spec)?;
+        let last = Last { spec, home: &who.home, terminal };
         match clone {
-            None => last_steps(spec, terminal, line),
-            Some(single) => clone_final(single, spec, terminal, line),
+            None => last_steps(&last, line),
+            Some(single) => clone_final(single, &last, line),
         }
     }
 }
@@ -91,19 +93,15 @@ impl Process<'_> {
 /// Enters the working directory as root. `false`: that was not permitted, and the user is to try (a directory of a
 /// file server that does not trust root).
 fn enter_cwd(root: &Root, spec: &ProcessSpec) -> Result<bool, Failure> {
-    let entered = root
-        .resolve(&spec.cwd, OFlags::PATH | OFlags::DIRECTORY)
-        .map_err(|error| (error.errno(), error))
-        .and_then(|fd| fchdir(&fd).map_err(|errno| (Some(errno), refused(spec, errno))));
-    match entered {
-        Ok(()) => Ok(true),
-        Err((Some(Errno::ACCESS | Errno::PERM), _)) => Ok(false),
-        Err((_, error)) => Err(error).at("cwd", || "enter the working directory".to_owned()),
+    let refused = |errno| matches!(errno, Errno::ACCESS | Errno::PERM);
+    let fd = match root.resolve(&spec.cwd, OFlags::PATH | OFlags::DIRECTORY) {
+        Err(error) if error.errno().is_some_and(refused) => return Ok(false),
+        found => found.at("cwd", || "find the working directory".to_owned())?,
+    };
+    match fchdir(&fd) {
+        Err(errno) if refused(errno) => Ok(false),
+        entered => entered.at("cwd", || format!("enter {}", spec.cwd.display())).map(|()| true),
     }
-}
-
-fn refused(spec: &ProcessSpec, errno: Errno) -> cove_path::PathError {
-    cove_path::PathError::Call { doing: "enter", path: spec.cwd.clone(), errno }
 }
 
 fn enter_cwd_as_user(spec: &ProcessSpec) -> Result<(), Failure> {
@@ -189,13 +187,16 @@ fn set_filter(filter: &[u8]) -> Result<(), Failure> {
     cove_sys::set_filter(filter).at("seccomp", || "load the filter".to_owned())
 }
 
-/// Clones the final process as a child of the shim, tells its pid, and ends.
-fn clone_final(
-    single: SingleThreaded,
-    spec: &ProcessSpec,
+/// What the last steps need.
+#[derive(Debug, Clone, Copy)]
+struct Last<'a> {
+    spec: &'a ProcessSpec,
+    home: &'a str,
     terminal: bool,
-    line: &Line,
-) -> Result<Infallible, Failure> {
+}
+
+/// Clones the final process as a child of the shim, tells its pid, and ends.
+fn clone_final(single: SingleThreaded, last: &Last<'_>, line: &Line) -> Result<Infallible, Failure> {
     // The clone may only speak once its pid is known to the shim.
     let (told, tell) = pipe_with(PipeFlags::CLOEXEC).at("clone", || "make a pipe".to_owned())?;
     let forked = cove_sys::fork(single, CloneFlags::PARENT, None)
@@ -211,24 +212,24 @@ fn clone_final(
             drop(tell);
             line::wait_byte(told.as_fd()).at("clone", || "wait for the builder".to_owned())?;
             drop(told);
-            last_steps(spec, terminal, line)
+            last_steps(last, line)
         }
     }
 }
 
 /// What the final process does: nothing here needs a right that the container does not have.
-fn last_steps(spec: &ProcessSpec, terminal: bool, line: &Line) -> Result<Infallible, Failure> {
+fn last_steps(last: &Last<'_>, line: &Line) -> Result<Infallible, Failure> {
     die_with_shim()?;
     setsid().at("stdio", || "make a session".to_owned())?;
-    if terminal {
+    if last.terminal {
         ioctl_tiocsctty(rustix::stdio::stdin()).at("stdio", || "take the terminal".to_owned())?;
     }
     cove_sys::default_signals();
     SigSet::empty().thread_set_mask().at("exec", || "unblock signals".to_owned())?;
-    let program = Program::find(spec)?;
+    let program = Program::find(last.spec, last.home)?;
     line.say(&Report::Ready);
     line.pass_gate1();
-    if let (Some(filter), true) = (&spec.seccomp, spec.no_new_privs) {
+    if let (Some(filter), true) = (&last.spec.seccomp, last.spec.no_new_privs) {
         set_filter(filter)?;
     }
     program.exec()

@@ -26,7 +26,8 @@ pub(super) struct Program {
 
 impl Program {
     /// Finds it. Relative names are looked up from the working directory, so that must be entered before.
-    pub(super) fn find(process: &ProcessSpec) -> Result<Self, Failure> {
+    /// `home` is its HOME unless it was given one.
+    pub(super) fn find(process: &ProcessSpec, home: &str) -> Result<Self, Failure> {
         let Some(name) = process.args.first() else {
             return Err(not_run(OsStr::new(""), Errno::INVAL, "no command was given"));
         };
@@ -43,8 +44,7 @@ impl Program {
             name: name.clone(),
             path: text(path.as_os_str(), "the program's path")?,
             args: process.args.iter().map(|arg| text(arg, "an argument")).collect::<Result<_, _>>()?,
-            env: process
-                .env
+            env: with_home(&process.env, home)
                 .iter()
                 .map(|entry| text(entry, "an environment entry"))
                 .collect::<Result<_, _>>()?,
@@ -84,7 +84,16 @@ fn words(name: &OsStr, errno: Errno) -> String {
     }
 }
 
-/// The first match in the PATH of `env`; of several PATH entries the last counts, as in execve's receiver. Empty
+/// The environment with a HOME, which programs expect and images rarely set.
+fn with_home(env: &[OsString], home: &str) -> Vec<OsString> {
+    let mut all = env.to_vec();
+    if !all.iter().any(|entry| entry.as_bytes().starts_with(b"HOME=")) {
+        all.push(OsString::from(format!("HOME={home}")));
+    }
+    all
+}
+
+/// The first match in the PATH of `env`; of several PATH entries the last counts, which was asked for last. Empty
 /// parts, which mean the working directory to a shell, are skipped.
 fn in_path(name: &OsStr, env: &[OsString]) -> Option<PathBuf> {
     let path = env.iter().rev().find_map(|entry| entry.as_bytes().strip_prefix(b"PATH="))?;
@@ -106,6 +115,13 @@ fn executable(path: &Path) -> Result<(), Errno> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn everybody_has_a_home() {
+        let env = |entries: &[&str]| entries.iter().map(OsString::from).collect::<Vec<_>>();
+        assert_eq!(with_home(&env(&["A=1"]), "/h"), env(&["A=1", "HOME=/h"]));
+        assert_eq!(with_home(&env(&["HOME=", "A=1"]), "/h"), env(&["HOME=", "A=1"]));
+    }
 
     #[test]
     fn looks_in_the_path() {

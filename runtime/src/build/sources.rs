@@ -5,27 +5,26 @@
 //! builder and nobody besides.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use cove_path::Root;
 use cove_sys::MountAttr;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, StatxFlags, fstat, statfs, statx};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, StatxFlags, fstat, statx};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, OpenTreeFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, open_tree,
 };
 
-use super::namespaces;
 use super::request::{Bind, Mount, MountKind, Propagation, Tmpfs};
 use super::step::{At, refuse};
+use super::{cgroups, namespaces};
 use crate::protocol::Failure;
 
 const STEP: &str = "volumes";
 const KERNEL: &str = "filesystems";
-/// Where the host's cgroups are.
-const CGROUP: &str = "/sys/fs/cgroup";
-/// CGROUP2_SUPER_MAGIC of linux/magic.h.
-const CGROUP2: u64 = 0x6367_7270;
+/// Of a mount.
+pub(super) const READONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
 /// Mode of a missing source, which is made as a directory (as containerd does).
 const SOURCE_MODE: Mode = Mode::from_raw_mode(0o755);
 
@@ -34,10 +33,24 @@ const SOURCE_MODE: Mode = Mode::from_raw_mode(0o755);
 pub(super) struct Detached<'a> {
     /// What was asked.
     pub mount: &'a Mount,
+    /// Where it goes.
+    pub destination: PathBuf,
     /// The top of the tree.
     pub tree: OwnedFd,
     /// Its root is a directory.
     pub directory: bool,
+    /// It becomes read-only when everything is attached: other things are made in it first.
+    pub sealed_last: bool,
+}
+
+impl<'a> Detached<'a> {
+    /// `tree` for the destination of `mount`.
+    pub(super) fn new(mount: &'a Mount, tree: OwnedFd) -> Result<Self, Failure> {
+        let stat =
+            fstat(&tree).at(STEP, || format!("look at what goes to {}", mount.destination.display()))?;
+        let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        Ok(Self { mount, destination: mount.destination.clone(), tree, directory, sealed_last: false })
+    }
 }
 
 /// What the pod's holder mount namespace has for this container.
@@ -85,17 +98,18 @@ pub(super) fn open_all(
                 fresh("devpts", &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")], mount)?
             }
             MountKind::Tmpfs(tmpfs) => fresh_tmpfs(tmpfs, mount)?,
-            MountKind::Cgroup => cgroup(mount, own_cgroup)?,
+            MountKind::Cgroup => {
+                all.extend(cgroups::view(mount, own_cgroup)?);
+                continue;
+            }
         };
-        let stat =
-            fstat(&tree).at(STEP, || format!("look at what goes to {}", mount.destination.display()))?;
-        let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        all.push(Detached { mount, tree, directory });
+        let sealed_last = mount.readonly && matches!(mount.kind, MountKind::Tmpfs(_));
+        all.push(Detached { sealed_last, ..Detached::new(mount, tree)? });
     }
     Ok(all)
 }
 
-fn clone_tree(
+pub(super) fn clone_tree(
     at: BorrowedFd<'_>,
     path: impl rustix::path::Arg,
     more: OpenTreeFlags,
@@ -126,7 +140,7 @@ fn open_bind(mount: &Mount, bind: &Bind) -> Result<OwnedFd, Failure> {
     cove_sys::mount_setattr(tree.as_fd(), true, attr)
         .at(STEP, || format!("set the propagation of {}", source.display()))?;
     if bind.recursive_readonly {
-        let readonly = MountAttr { set: bits(MountAttrFlags::MOUNT_ATTR_RDONLY), ..MountAttr::default() };
+        let readonly = MountAttr { set: bits(READONLY), ..MountAttr::default() };
         cove_sys::mount_setattr(tree.as_fd(), true, readonly)
             .at(STEP, || format!("make {} and what is mounted below it read-only", source.display()))?;
     }
@@ -177,29 +191,6 @@ fn held_or_host(held: Option<OwnedFd>, host: &str, mount: &Mount) -> Result<Owne
     with_flags(tree, mount, KERNEL)
 }
 
-/// cgroup v2 with a namespace of its own: a fresh mount, whose root is the container's cgroup. Else the host's tree,
-/// since a fresh mount from the host's cgroup namespace would change the options of the host's own.
-fn cgroup(mount: &Mount, own_cgroup: bool) -> Result<OwnedFd, Failure> {
-    let unified =
-        statfs(CGROUP).at(KERNEL, || format!("look at {CGROUP}"))?.f_type.cast_unsigned() == CGROUP2;
-    if own_cgroup {
-        if !unified {
-            return refuse(KERNEL, "a cgroup namespace needs cgroup v2 alone on this node".to_owned());
-        }
-        return fresh("cgroup2", &[], mount);
-    }
-    let tree = clone_tree(CWD, CGROUP, OpenTreeFlags::AT_RECURSIVE)
-        .at(KERNEL, || format!("open the host's {CGROUP}"))?;
-    let attr = MountAttr {
-        set: bits(flags_of(mount)),
-        propagation: u64::from(MountPropagationFlags::PRIVATE.bits()),
-        ..MountAttr::default()
-    };
-    // v1 is a mount a controller below a tmpfs: read-only means all of them.
-    cove_sys::mount_setattr(tree.as_fd(), true, attr).at(KERNEL, || format!("set the flags of {CGROUP}"))?;
-    Ok(tree)
-}
-
 fn fresh_tmpfs(tmpfs: &Tmpfs, mount: &Mount) -> Result<OwnedFd, Failure> {
     let mode = format!("{:o}", tmpfs.mode);
     let size = tmpfs.size.to_string();
@@ -208,14 +199,14 @@ fn fresh_tmpfs(tmpfs: &Tmpfs, mount: &Mount) -> Result<OwnedFd, Failure> {
         options.push(("size", size.as_str()));
     }
     // What is below a read-only tmpfs must be made first: `mounts` makes it read-only when all is attached.
-    let mut more = flags_of(mount).difference(MountAttrFlags::MOUNT_ATTR_RDONLY);
+    let mut more = flags_of(mount).difference(READONLY);
     if tmpfs.strict_atime {
         more |= MountAttrFlags::MOUNT_ATTR_STRICTATIME;
     }
     make("tmpfs", &options, more).at(KERNEL, || format!("make a tmpfs for {}", mount.destination.display()))
 }
 
-fn fresh(kind: &str, options: &[(&str, &str)], mount: &Mount) -> Result<OwnedFd, Failure> {
+pub(super) fn fresh(kind: &str, options: &[(&str, &str)], mount: &Mount) -> Result<OwnedFd, Failure> {
     make(kind, options, flags_of(mount))
         .at(KERNEL, || format!("make {kind} for {}", mount.destination.display()))
 }
@@ -243,9 +234,9 @@ fn with_flags(tree: OwnedFd, mount: &Mount, step: &str) -> Result<OwnedFd, Failu
     Ok(tree)
 }
 
-fn flags_of(mount: &Mount) -> MountAttrFlags {
+pub(super) fn flags_of(mount: &Mount) -> MountAttrFlags {
     [
-        (mount.readonly, MountAttrFlags::MOUNT_ATTR_RDONLY),
+        (mount.readonly, READONLY),
         (mount.nosuid, MountAttrFlags::MOUNT_ATTR_NOSUID),
         (mount.nodev, MountAttrFlags::MOUNT_ATTR_NODEV),
         (mount.noexec, MountAttrFlags::MOUNT_ATTR_NOEXEC),

@@ -139,6 +139,8 @@ impl Cgroup {
 
 #[cfg(test)]
 mod test {
+    use std::process::Command;
+
     use super::super::testing::{Scratch, Sleeper, wait_until};
     use super::*;
 
@@ -194,6 +196,31 @@ mod test {
         }
         cgroup.kill().unwrap();
         wait_for_end(&mut inside);
+    }
+
+    #[test]
+    fn nobody_who_forks_all_the_time_outruns_it_on_either_way() {
+        let scratch = Scratch::new("forks");
+        for in_v2 in [true, false] {
+            let cgroup = scratch.create("pod");
+            let files: Vec<String> = cgroup
+                .groups
+                .iter()
+                .filter(|group| in_v2 || cgroup.unified || group.is(Version::V1))
+                .map(|group| group.file("cgroup.procs").display().to_string())
+                .collect();
+            let script = format!(
+                "for f in {}; do echo $$ > $f; done; \
+                 for i in 1 2 3 4; do (while :; do (:); done) & done; wait",
+                files.join(" ")
+            );
+            let mut forks = Command::new("sh").args(["-c", &script]).spawn().unwrap();
+            wait_until("children", || cgroup.pids().unwrap().len() > 4);
+            cgroup.kill().unwrap();
+            wait_until("an empty group", || cgroup.pids().unwrap().is_empty());
+            forks.wait().unwrap();
+            scratch.hierarchies.remove(&scratch.path("pod")).unwrap();
+        }
     }
 
     #[test]

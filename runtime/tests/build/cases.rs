@@ -30,7 +30,7 @@ fn environment(host: &Host, image: &Image) {
     let mut spec = image.spec("echo $GREETING $0 $1; env; ls -d /from-the-upper-layer; hostname; echo $$");
     spec.process.args.extend(["zero", "one two"].map(Into::into));
     let expected = format!(
-        "hello zero one two\nGREETING=hello\nPATH=/sbin:/bin\nPWD=/\nSHLVL=1\n/from-the-upper-layer\n{HOSTNAME}\n1\n"
+        "hello zero one two\nGREETING=hello\nHOME=/\nPATH=/sbin:/bin\nPWD=/\nSHLVL=1\n/from-the-upper-layer\n{HOSTNAME}\n1\n"
     );
     let mut lines: Vec<_> = output(host, &spec).lines().map(str::to_owned).collect();
     let mut expected: Vec<_> = expected.lines().map(str::to_owned).collect();

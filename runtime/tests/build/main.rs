@@ -8,6 +8,7 @@
 mod cases;
 mod hostile;
 mod image;
+mod races;
 mod sharing;
 mod shim;
 
@@ -43,7 +44,7 @@ fn main() {
     let before = mounts();
     let mut failed = Vec::new();
     let mut count = 0;
-    for (name, case) in cases::ALL.iter().chain(hostile::ALL).chain(sharing::ALL) {
+    for (name, case) in cases::ALL.iter().chain(hostile::ALL).chain(sharing::ALL).chain(races::ALL) {
         if filter.as_ref().is_some_and(|filter| !name.contains(filter.as_str())) {
             continue;
         }

@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, pidfd_send_signal};
 
 use crate::cases::{MKDIR, Unmount, filter};
 use crate::image::{self, Image};
-use crate::shim::{Job, Running, pod, start, wait};
+use crate::shim::{Job, Running, pod, start, start_in, start_on, wait};
 use crate::{Case, HOSTNAME, Host};
 
 pub const ALL: &[Case] = &[
@@ -17,10 +17,12 @@ pub const ALL: &[Case] = &[
     ("a pod's PID namespace", shared_pid),
     ("the host's PID namespace", host_pid),
     ("exec", exec),
+    ("exec on a terminal", terminal),
     ("exec failures", exec_failures),
     ("a filter that hides clone3", hidden_clone3),
     ("propagation", propagation),
     ("the shim's death", death),
+    ("the view of cgroups", cgroup_view),
 ];
 
 fn shm() -> Mount {
@@ -181,6 +183,32 @@ fn exec(host: &Host, image: &Image) {
     hosts.kill();
 }
 
+fn terminal(host: &Host, image: &Image) {
+    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+    let running = start(host, &Job::Private(&image.spec("echo up; exec sleep 1000"))).unwrap();
+    assert_eq!(running.line(), "up");
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let ours = openpt(flags).unwrap();
+    grantpt(&ours).unwrap();
+    unlockpt(&ours).unwrap();
+    let theirs = ioctl_tiocgptpeer(&ours, flags).unwrap();
+    let mut process =
+        image::process("[ -t 0 ] && [ -t 2 ] && echo mine >/dev/tty; stat -L -c %u /proc/self/fd/1");
+    process.user.user = "app".to_owned();
+    let exec =
+        start_on(host, &Job::Exec(&process, &running.pidfd), &theirs).unwrap_or_else(|f| panic!("{f:?}"));
+    drop(theirs);
+    assert_eq!(exec.finish().code, 0);
+    let mut said = Vec::new();
+    let mut chunk = [0; 256];
+    // EIO once the last of the other end is closed.
+    while let Ok(n @ 1..) = rustix::io::read(&ours, &mut chunk) {
+        said.extend_from_slice(&chunk[..n]);
+    }
+    assert_eq!(String::from_utf8_lossy(&said), "mine\r\n1000\r\n");
+    running.kill();
+}
+
 fn exec_failures(host: &Host, image: &Image) {
     let spec = image.spec("echo up; exec sleep 1000");
     let running = start(host, &Job::Private(&spec)).unwrap_or_else(|f| panic!("{f:?}"));
@@ -276,5 +304,46 @@ fn death(host: &Host, image: &Image) {
                 fs::read_to_string(format!("/proc/{orphan}/status")).map_or(true, |s| s.contains("State:\tZ"))
             });
         }
+    }
+}
+
+/// A cgroup of this test's in one v1 hierarchy; removed when dropped.
+struct Group(std::path::PathBuf);
+
+impl Group {
+    fn new(hierarchy: &str) -> Self {
+        let name = format!("{}{}", image::PREFIX, std::process::id());
+        let group = Self(std::path::Path::new("/sys/fs/cgroup").join(hierarchy).join(name));
+        fs::create_dir(&group.0).unwrap();
+        group
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _removed = fs::remove_dir(&self.0);
+    }
+}
+
+fn cgroup_view(host: &Host, image: &Image) {
+    if !fs::exists("/sys/fs/cgroup/memory").unwrap() {
+        println!("        the view of v1 needs cgroup v1: not looked at");
+        return;
+    }
+    let groups = [Group::new("memory"), Group::new("pids")];
+    fs::write(groups[0].0.join("memory.limit_in_bytes"), "104857600").unwrap();
+    for (readonly, expected) in [(true, "Read-only file system"), (false, "written")] {
+        crate::cases::renew(image);
+        let mut spec = image.spec(
+            "cd /sys/fs/cgroup && echo *; cat memory/memory.limit_in_bytes; \
+             echo 99 >pids/pids.max && echo written; mkdir x 2>/dev/null; cat pids/cgroup.procs | wc -l",
+        );
+        spec.mounts.push(Mount { readonly, ..image::mount("/sys/fs/cgroup", MountKind::Cgroup) });
+        let placed = groups.each_ref().map(|group| group.0.clone());
+        let running = start_in(host, &Job::Private(&spec), &placed).unwrap_or_else(|f| panic!("{f:?}"));
+        let out = running.finish().output;
+        let shown: Vec<_> = out.lines().next().unwrap().split(' ').collect();
+        assert!(shown.contains(&"memory") && shown.contains(&"pids") && !shown.contains(&"freezer"), "{out}");
+        assert!(out.contains("\n104857600\n") && out.contains(expected) && out.ends_with("\n3\n"), "{out}");
     }
 }

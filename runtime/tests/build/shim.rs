@@ -1,6 +1,7 @@
 //! The shim's part: fork, gates, reports, output, end.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
 
 use cove_runtime::build::report::Report;
 use cove_runtime::build::request::{ContainerSpec, ProcessSpec};
@@ -87,6 +88,25 @@ fn hear(ours: &Ends) -> Option<Report> {
 
 /// Builds, up to Ready, and opens gate 1.
 pub fn start(host: &Host, job: &Job<'_>) -> Result<Running, Failure> {
+    start_in(host, job, &[])
+}
+
+/// The same, on a terminal.
+pub fn start_on(host: &Host, job: &Job<'_>, terminal: &OwnedFd) -> Result<Running, Failure> {
+    begin(host, job, &[], Some(terminal))
+}
+
+/// The same, in these cgroups.
+pub fn start_in(host: &Host, job: &Job<'_>, cgroups: &[PathBuf]) -> Result<Running, Failure> {
+    begin(host, job, cgroups, None)
+}
+
+fn begin(
+    host: &Host,
+    job: &Job<'_>,
+    cgroups: &[PathBuf],
+    terminal: Option<&OwnedFd>,
+) -> Result<Running, Failure> {
     let (theirs, ours) = ends();
     let (output, stdout) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     let spec = match job {
@@ -97,10 +117,13 @@ pub fn start(host: &Host, job: &Job<'_>) -> Result<Running, Failure> {
     let first = matches!(job, Job::Private(_) | Job::Held(..));
     let flags = if first { CloneFlags::NEW_PID } else { CloneFlags::none() };
     let (pid, pidfd) = match cove_sys::fork(host.single, flags, None).unwrap() {
-        Forked::Child(single) => become_builder(single, theirs, spec, stdout, job),
+        Forked::Child(single) => become_builder(single, theirs, spec, stdout, (job, terminal)),
         Forked::Parent { pid, pidfd } => (Pid::from_raw(pid).unwrap(), pidfd),
     };
     drop((theirs, spec, stdout));
+    for cgroup in cgroups {
+        std::fs::write(cgroup.join("cgroup.procs"), pid.as_raw_nonzero().to_string()).unwrap();
+    }
     rustix::io::write(&ours.gate0, b"1").unwrap();
     let mut running = Running { pid, pidfd, user: nobody(), output };
     let result = follow(&ours, &mut running, !first);
@@ -149,11 +172,21 @@ fn follow(ours: &Ends, running: &mut Running, clones: bool) -> Result<(), Failur
     }
 }
 
-fn become_builder(single: SingleThreaded, theirs: Ends, spec: OwnedFd, stdout: OwnedFd, job: &Job<'_>) -> ! {
+fn become_builder(
+    single: SingleThreaded,
+    theirs: Ends,
+    spec: OwnedFd,
+    stdout: OwnedFd,
+    (job, terminal): (&Job<'_>, Option<&OwnedFd>),
+) -> ! {
     let stdin = open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
     let stderr = stdout.try_clone().unwrap();
-    let stdio = [stdin, stdout, stderr];
     let copy = |fd: &OwnedFd| fd.try_clone().unwrap();
+    let stdio = match terminal {
+        Some(terminal) => [copy(terminal), copy(terminal), copy(terminal)],
+        None => [stdin, stdout, stderr],
+    };
+    let terminal = terminal.is_some();
     let (pid, holder, target) = match job {
         Job::Private(_) => (Some(PidEntry::First), None, None),
         Job::Held(_, holder) => (Some(PidEntry::First), Some(copy(holder)), None),
@@ -171,7 +204,7 @@ fn become_builder(single: SingleThreaded, theirs: Ends, spec: OwnedFd, stdout: O
     }
     cove_sys::close_all_except(&keep).unwrap();
     let Ends { report, gate0, gate1 } = theirs;
-    let builder = Builder { single, spec, report, gate0, gate1, stdio, terminal: false };
+    let builder = Builder { single, spec, report, gate0, gate1, stdio, terminal };
     match (pid, target) {
         (Some(pid), _) => build::create(builder, pid, holder),
         (None, Some(target)) => build::join(builder, target),

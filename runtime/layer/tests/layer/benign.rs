@@ -5,6 +5,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+
 use crate::place::{Picture, Place, picture};
 
 /// A tree with all that an image has in it.
@@ -27,6 +29,12 @@ fn plant(at: &Path) {
     }
     std::os::unix::fs::lchown(at.join("big"), Some(1000), Some(3_000_000)).unwrap();
     std::os::unix::fs::lchown(at.join("absolute"), Some(12), Some(34)).unwrap();
+    // A time of its own for each, so that none is right by chance.
+    for (number, path) in (0..).zip(picture(at).keys()) {
+        let time = Timespec { tv_sec: 1_000_000_000 + number, tv_nsec: 123_456_789 };
+        let times = Timestamps { last_access: time, last_modification: time };
+        utimensat(CWD, at.join(path), &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    }
 }
 
 /// Formats keep times to different precision.
@@ -112,13 +120,16 @@ fn the_same_as_the_tar_crate() {
 
     let ours = Place::new();
     ours.unpack(&archive).unwrap();
-    // The crate gives symlinks no owner or time, and writes no entry for the root.
+    // The crate gives symlinks no owner, neither them nor directories a time, and writes no entry for the root.
     let comparable = |root: &Path| {
         let mut found = seconds(picture(root));
         found.remove(Path::new(""));
-        for facts in found.values_mut().filter(|facts| facts.mode & 0o170_000 == 0o120_000) {
-            facts.owner = (0, 0);
-            facts.mtime = (0, 0);
+        for facts in found.values_mut() {
+            match facts.mode & 0o170_000 {
+                0o120_000 => (facts.owner, facts.mtime) = ((0, 0), (0, 0)),
+                0o040_000 => facts.mtime = (0, 0),
+                _ => {}
+            }
         }
         found
     };

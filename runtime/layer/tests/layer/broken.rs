@@ -253,7 +253,7 @@ fn compressed_forms() {
     let garbage = [&members[..], b"trailing garbage"].concat();
     fails("garbage after gzip", &garbage, "decompress");
     let place = Place::new();
-    let wrong = unpack(&plain[..], Compression::Gzip, &place.target(), &Limits::default());
+    let wrong = place.unpack_from(&plain[..], Compression::Gzip, &Limits::default());
     assert!(matches!(wrong, Err(LayerError::Decompress(_))), "{wrong:?}");
 }
 
@@ -288,7 +288,7 @@ fn a_source_that_fails() {
     }
     for reads in [0, 3] {
         let place = Place::new();
-        let outcome = unpack(Failing(reads), Compression::None, &place.target(), &Limits::default());
+        let outcome = place.unpack_from(Failing(reads), Compression::None, &Limits::default());
         assert!(matches!(outcome, Err(LayerError::Source(_))), "{outcome:?}");
     }
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use crate::archive::Archive;
-use crate::place::Place;
+use crate::place::{CANARY, Place};
 
 /// `Ok`: it is unpacked, and these paths exist. `Err`: a part of the message.
 type Outcome = Result<&'static [&'static str], &'static str>;
@@ -15,7 +15,7 @@ type Step = fn(Archive) -> Archive;
 
 fn check(case: &str, make: impl FnOnce(&str) -> Archive, outcome: Outcome) -> Place {
     let place = Place::new();
-    let archive = make(&place.canary()).end();
+    let archive = make(CANARY).end();
     let found = place.unpack(&archive);
     place.assert_canary(case);
     match (&found, outcome) {

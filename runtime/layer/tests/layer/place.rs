@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
-use cove_layer::{Compression, LayerError, Limits, Unpacked, unpack};
+use cove_layer::{Algorithm, Compression, Digest, LayerError, Limits, Unpacked, unpack};
+use nix::sched::{CloneFlags, unshare};
 
 /// All that an unpack could change of one file.
 #[derive(Debug, PartialEq, Eq, Clone)]
@@ -15,7 +17,8 @@ pub(crate) struct Facts {
     pub(crate) device: u64,
     pub(crate) links: u64,
     pub(crate) mtime: (i64, i64),
-    pub(crate) content: Vec<u8>,
+    /// A link's target, or the digest of a file's content: short enough to print.
+    pub(crate) content: String,
 }
 
 pub(crate) type Picture = BTreeMap<PathBuf, Facts>;
@@ -28,11 +31,11 @@ pub(crate) fn picture(root: &Path) -> Picture {
         let metadata = fs::symlink_metadata(&at).unwrap();
         let kind = metadata.file_type();
         let content = if kind.is_symlink() {
-            fs::read_link(&at).unwrap().into_os_string().into_encoded_bytes()
+            fs::read_link(&at).unwrap().to_str().unwrap().to_owned()
         } else if kind.is_file() {
-            fs::read(&at).unwrap()
+            Digest::of(Algorithm::Sha256, &fs::read(&at).unwrap()).to_string()
         } else {
-            Vec::new()
+            String::new()
         };
         if kind.is_dir() {
             todo.extend(fs::read_dir(&at).unwrap().map(|entry| entry.unwrap().path()));
@@ -50,6 +53,23 @@ pub(crate) fn picture(root: &Path) -> Picture {
     found
 }
 
+/// The canary as an absolute name.
+pub(crate) const CANARY: &str = "/canary";
+
+/// Works on a thread whose root is `root`: a fault in what is tested then harms a temporary directory, never the machine
+/// that the tests run on.
+fn confined<T: Send>(root: &Path, work: impl FnOnce() -> T + Send) -> T {
+    let confine = || {
+        unshare(CloneFlags::CLONE_FS).unwrap();
+        rustix::process::chroot(root).unwrap();
+        rustix::process::chdir("/").unwrap();
+        assert!(Path::new(CANARY).exists() && !Path::new("/etc").exists(), "not confined");
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(confine).join())
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 /// A directory to unpack in, below one that stands for the host.
 pub(crate) struct Place {
     host: tempfile::TempDir,
@@ -58,7 +78,8 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new() -> Self {
-        let host = tempfile::tempdir().unwrap();
+        // In memory where that is possible: these tests make many small files.
+        let host = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let canary = host.path().join("canary");
         fs::create_dir_all(canary.join("dir")).unwrap();
         fs::write(canary.join("file"), "host").unwrap();
@@ -72,17 +93,21 @@ impl Place {
         self.host.path().join("target")
     }
 
-    /// The canary's path as an absolute name on the host.
-    pub(crate) fn canary(&self) -> String {
-        self.host.path().join("canary").to_str().unwrap().to_owned()
-    }
-
     pub(crate) fn unpack(&self, archive: &[u8]) -> Result<Unpacked, LayerError> {
         self.unpack_within(archive, &Limits::default())
     }
 
     pub(crate) fn unpack_within(&self, archive: &[u8], limits: &Limits) -> Result<Unpacked, LayerError> {
-        unpack(archive, Compression::Detect, &self.target(), limits)
+        self.unpack_from(archive, Compression::Detect, limits)
+    }
+
+    pub(crate) fn unpack_from(
+        &self,
+        source: impl Read + Send,
+        compression: Compression,
+        limits: &Limits,
+    ) -> Result<Unpacked, LayerError> {
+        confined(self.host.path(), || unpack(source, compression, Path::new("/target"), limits))
     }
 
     /// Nothing beside the target was made, changed or removed.
