@@ -12,6 +12,7 @@ mod collect;
 mod commit;
 mod config;
 mod error;
+mod fix_up;
 mod flight;
 mod layer;
 mod layout;

@@ -13,7 +13,7 @@ use super::reference::Reference;
 use super::registry::Registry;
 use super::resolve::{self, Resolved};
 use super::stage::StagedLayer;
-use super::{Image, ImageError, Shared, blocking, commit, layer};
+use super::{Image, ImageError, Shared, blocking, commit, fix_up, layer};
 
 /// A layer of the image: its diff ID and its blob.
 type Wanted = (Digest, Layer);
@@ -26,7 +26,9 @@ pub(super) async fn pull(shared: Arc<Shared>, registry: Arc<Registry>) -> Result
     }
     let resolved = resolve::resolve(&registry).await?;
     // Pinned before the first look at what is there: nothing of it is collected until the image's own record counts.
-    let _pins = Pins::new(shared.store.clone(), &resolved.config.diff_ids);
+    let mut needed = resolved.config.diff_ids.clone();
+    needed.push(fix_up::key(&resolved.id));
+    let _pins = Pins::new(shared.store.clone(), &needed);
     let staged = fetch_layers(&shared, &registry, &resolved).await?;
     tracing::debug!(image = %resolved.id, %reference, layers = staged.len(), "all layers are here");
     finish(&shared, reference, resolved, staged).await

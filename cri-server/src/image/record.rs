@@ -32,6 +32,8 @@ pub(super) struct Record {
     pub(super) repo_digests: Vec<String>,
     /// Diff IDs, the undermost first.
     pub(super) layers: Vec<String>,
+    /// The layer on top of them that Cove made itself, if it was needed.
+    pub(super) fix_up: Option<String>,
     /// Bytes of manifest and config.
     pub(super) document_bytes: u64,
     /// What it says of containers.
@@ -152,6 +154,7 @@ mod tests {
             repo_tags: vec!["r.io/a:b".into()],
             repo_digests: Vec::new(),
             layers: Vec::new(),
+            fix_up: None,
             document_bytes: 3,
             config: ImageConfig { user: "u".into(), ..ImageConfig::default() },
         }

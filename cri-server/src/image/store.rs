@@ -40,7 +40,7 @@ pub(super) struct LayerEntry {
 pub(super) struct Entry {
     /// As on disk.
     pub(super) record: Record,
-    /// Diff IDs, the undermost first.
+    /// Diff IDs, the undermost first, and the fix-up layer.
     pub(super) layers: Vec<Digest>,
     /// As readers see it.
     pub(super) image: Arc<Image>,
@@ -198,7 +198,8 @@ fn read(layout: &Layout, path: &Path) -> Result<(Record, Digest, Vec<Digest>), S
     if layout.record(&id) != path {
         return Err(format!("is the record of {id}"));
     }
-    let layers: Result<Vec<Digest>, _> = record.layers.iter().map(|layer| layer.parse()).collect();
+    let layers: Result<Vec<Digest>, _> =
+        record.layers.iter().chain(&record.fix_up).map(|layer| layer.parse()).collect();
     Ok((record, id, layers.map_err(|_| "holds a diff ID that is no digest")?))
 }
 
@@ -217,20 +218,29 @@ fn insert(layout: &Layout, index: &mut Index, record: Record, id: Digest, layers
     index.images.insert(id, Entry { record, layers, image });
 }
 
+/// The layers that an overlay takes, the uppermost first: each once, and none below one that hides them all. A layer that an
+/// image names twice is refused by overlayfs; the upper one hides all that the lower one could add.
+pub(super) fn stack(layers: &[Digest], present: &HashMap<Digest, LayerEntry>) -> Vec<Digest> {
+    let mut seen = HashSet::new();
+    let mut stack = Vec::new();
+    for layer in layers.iter().rev().filter(|layer| seen.insert(*layer)) {
+        stack.push(layer.clone());
+        if present.get(layer).is_some_and(|layer| layer.is_opaque) {
+            break;
+        }
+    }
+    stack
+}
+
 fn image(
     layout: &Layout,
     record: &Record,
     layers: &[Digest],
     present: &HashMap<Digest, LayerEntry>,
 ) -> Image {
-    let mut seen = HashSet::new();
-    // A layer that an image names twice lies once in the overlay, which refuses it twice: the upper one hides all that the
-    // lower one could add.
-    let uppermost: Vec<&Digest> = layers.iter().rev().filter(|layer| seen.insert(*layer)).collect();
-    let entries = || uppermost.iter().filter_map(|layer| present.get(layer));
-    let bytes: u64 = entries().map(|layer| layer.size).sum();
-    let seen_layers =
-        entries().position(|layer| layer.is_opaque).map_or(uppermost.len(), |opaque| opaque + 1);
+    let distinct: HashSet<&Digest> = layers.iter().collect();
+    let bytes: u64 =
+        distinct.into_iter().filter_map(|layer| present.get(layer)).map(|layer| layer.size).sum();
     Image {
         id: record.id.clone(),
         repo_tags: record.repo_tags.clone(),
@@ -238,6 +248,6 @@ fn image(
         size: bytes.saturating_add(record.document_bytes),
         pinned: false,
         config: record.config.clone(),
-        layers: uppermost.iter().take(seen_layers).map(|layer| layout.layer_files(layer)).collect(),
+        layers: stack(layers, present).iter().map(|layer| layout.layer_files(layer)).collect(),
     }
 }

@@ -628,3 +628,67 @@ async fn an_id_prefix_of_two_images_is_ambiguous() {
     let shared: Arc<_> = store.images.shared.store.catalog();
     assert!(ids.iter().all(|id| shared.contains(id)));
 }
+
+/// One entry of a layer with owner and mode.
+fn owned(name: &str, mode: u32, uid: u64) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    let is_directory = name.ends_with('/');
+    header.set_entry_type(if is_directory { tar::EntryType::Directory } else { tar::EntryType::Regular });
+    header.set_size(0);
+    header.set_mode(mode);
+    header.set_uid(uid);
+    header.set_gid(uid);
+    header.set_mtime(7);
+    builder.append_data(&mut header, name, &[][..]).unwrap();
+    builder.into_inner().unwrap()
+}
+
+fn both(first: &[u8], second: &[u8]) -> Vec<u8> {
+    let mut joined = first[..first.len() - 1024].to_vec();
+    joined.extend_from_slice(second);
+    joined
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn directories_that_a_layer_does_not_name_look_as_below() {
+    use std::os::unix::fs::MetadataExt as _;
+    let (registry, directory) = (TestRegistry::start().await, tempfile::tempdir().unwrap());
+    let store = TestStore::open(directory.path());
+    let home = both(&owned("home/", 0o751, 3), &owned("home/u/", 0o700, 1000));
+    let whiteout = owned("gone/.wh..wh..opq", 0o644, 0);
+    let layers = [
+        both(&both(&owned("tmp/", 0o1777, 5), &home), &owned("gone/", 0o700, 9)),
+        both(&owned("home/u/x", 0o644, 0), &whiteout),
+        both(&both(&owned("tmp/x", 0o644, 0), &owned("new/x", 0o644, 0)), &owned("gone/x", 0o644, 0)),
+    ];
+    let pushed = registry.push("app", "v1", &layers);
+    let reference = registry.reference("app:v1");
+    let image = store.images.pull(&reference, None).await.unwrap();
+    let check = |layers: &[std::path::PathBuf]| {
+        assert_eq!(layers.len(), 4);
+        let look = |path: &str| {
+            let metadata = layers.iter().find_map(|layer| layer.join(path).metadata().ok()).unwrap();
+            (metadata.mode() & 0o7777, metadata.uid(), metadata.gid())
+        };
+        assert_eq!(look("tmp"), (0o1777, 5, 5));
+        assert_eq!(look("home"), (0o751, 3, 3));
+        assert_eq!(look("home/u"), (0o700, 1000, 1000));
+        assert_eq!(look("new"), (0o755, 0, 0));
+        assert_eq!(layers[0].join("home/u").metadata().unwrap().mtime(), 7);
+        assert!(!layers[0].join("gone").exists() && !layers[0].join("new").exists(), "only what is needed");
+    };
+    check(&image.layers);
+    let fix_up = super::fix_up::key(&pushed.config);
+    let all: Vec<&Digest> = pushed.diff_ids.iter().chain([&fix_up]).collect();
+    store.settles_with(&all).await;
+    drop(store);
+
+    let store = TestStore::open(directory.path());
+    check(&store.images.status(&reference).unwrap().layers);
+    registry.push("app", "v2", &layers);
+    let again = store.images.pull(&registry.reference("app:v2"), None).await.unwrap();
+    check(&again.layers);
+    store.images.remove(&reference).await.unwrap();
+    store.settles_with(&[]).await;
+}
