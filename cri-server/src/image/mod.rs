@@ -47,6 +47,8 @@ use registry::Registry;
 use store::Store;
 use transport::Transport;
 
+use crate::blocking;
+
 /// How long a registry may send nothing (features.md 5.5).
 const PROGRESS_LIMIT: Duration = Duration::from_secs(300);
 /// How many layers of one pull are fetched at once (security-bar.md R28).
@@ -255,7 +257,7 @@ impl Images {
     /// container or a lease needs stay until they are let go.
     pub async fn remove(&self, reference: &str) -> Result<(), ImageError> {
         let (store, reference) = (self.shared.store.clone(), reference.to_owned());
-        blocking(move || remove::remove(&store, &reference)).await
+        blocking::run(move || remove::remove(&store, &reference)).await
     }
 
     /// What images take on disk: counted while unpacking, never by a walk.
@@ -271,14 +273,4 @@ impl Images {
 
 fn sha256(bytes: &[u8]) -> Digest {
     Digest::of(Algorithm::Sha256, bytes)
-}
-
-/// Runs what may wait on a thread that may. It runs to its end, also when nobody waits for it any more.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        // The runtime is shutting down, and with it whoever waits here.
-        Err(_) => std::future::pending().await,
-    }
 }

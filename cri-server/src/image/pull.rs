@@ -13,7 +13,9 @@ use super::reference::Reference;
 use super::registry::Registry;
 use super::resolve::{self, Resolved};
 use super::stage::StagedLayer;
-use super::{Image, ImageError, Shared, blocking, commit, fix_up, layer};
+use crate::blocking;
+
+use super::{Image, ImageError, Shared, commit, fix_up, layer};
 
 /// A layer of the image: its diff ID and its blob.
 type Wanted = (Digest, Layer);
@@ -102,7 +104,7 @@ async fn finish(
     staged: Vec<Arc<Option<StagedLayer>>>,
 ) -> Result<Arc<Image>, ImageError> {
     let store = shared.store.clone();
-    blocking(move || {
+    blocking::run(move || {
         let committed = commit::commit(&store, &reference, &resolved, &staged);
         if committed.as_ref().is_err_and(ImageError::is_disk_full) {
             staged.iter().filter_map(|layer| Option::as_ref(layer)).for_each(StagedLayer::unwanted);
