@@ -134,10 +134,22 @@ async fn apply(
             let fact = ContainerFact::Exited { at, code: exited.status.code, oom: exited.oom };
             let result = container.apply(fact).await;
             container.release();
+            drop_cgroup(node, &container);
             result
         }
         Fact::ExecStarted(_) | Fact::ExecFailed(_) | Fact::ExecExited(_) | Fact::InitExited(_) => Ok(()),
     }
+}
+
+/// Nobody is in the cgroup of a container that has ended, and nothing is to be read from it any more. Beside the facts,
+/// since the kernel may take its time; Remove makes sure of it.
+fn drop_cgroup(node: &Arc<Node>, container: &Arc<Container>) {
+    let (cgroups, container) = (node.cgroups.clone(), Arc::clone(container));
+    node.tasks.spawn(async move {
+        if let Err(error) = cgroups.remove(&container.identity.cgroup).await {
+            tracing::debug!(container = container.id(), %error, "cgroup is left until the container is removed");
+        }
+    });
 }
 
 /// The shim has told all that it holds: a container that the record says to run, and that the shim does not speak of,

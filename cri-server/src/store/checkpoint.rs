@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -166,12 +167,19 @@ pub struct Stored<S> {
     path: PathBuf,
     value: ArcSwap<S>,
     writer: Mutex<()>,
+    /// What is in force is what is on disk.
+    written: AtomicBool,
 }
 
 impl<S: Serialize + Clone + PartialEq> Stored<S> {
-    /// A state whose record is at `path`; it is written with the first change.
+    /// A state whose record is at `path`; it is written with the first change, or what looks like one.
     pub fn new(path: PathBuf, value: S) -> Self {
-        Self { path, value: ArcSwap::from_pointee(value), writer: Mutex::new(()) }
+        Self {
+            path,
+            value: ArcSwap::from_pointee(value),
+            writer: Mutex::new(()),
+            written: AtomicBool::new(false),
+        }
     }
 
     /// The state in force. Takes no lock.
@@ -191,8 +199,9 @@ impl<S: Serialize + Clone + PartialEq> Stored<S> {
         let value = self.value.load_full();
         let mut next = S::clone(&value);
         let result = change(&mut next)?;
-        if next != *value || durability == Durability::Synced || !self.path.exists() {
+        if next != *value || !self.written.load(Ordering::SeqCst) {
             write(&self.path, &next, durability)?;
+            self.written.store(true, Ordering::SeqCst);
             self.value.store(Arc::new(next));
             publish(&self.value.load());
         }
@@ -203,9 +212,15 @@ impl<S: Serialize + Clone + PartialEq> Stored<S> {
     /// error says that its record is not written, and that the fact must not be acknowledged. Blocking.
     pub fn happened(&self, change: impl FnOnce(&mut S), publish: impl FnOnce(&S)) -> Result<(), RecordError> {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut value = S::clone(&self.value.load());
+        let before = self.value.load_full();
+        let mut value = S::clone(&before);
         change(&mut value);
+        if value == *before && self.written.load(Ordering::SeqCst) {
+            // Known already, and on disk.
+            return Ok(());
+        }
         let written = write(&self.path, &value, Durability::Renamed);
+        self.written.store(written.is_ok(), Ordering::SeqCst);
         self.value.store(Arc::new(value));
         publish(&self.value.load());
         written
