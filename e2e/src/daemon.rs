@@ -35,7 +35,7 @@ impl Place {
     /// The configuration file's text.
     pub fn config(&self) -> String {
         format!(
-            "instance = {:?}\nroot = {:?}\nstate = {:?}\n\n[log]\nlevel = \"debug\"\n\n\
+            "instance = {:?}\nroot = {:?}\nstate = {:?}\n\n[log]\nlevel = \"info,cove=debug\"\n\n\
              [network]\nmode = \"builtin\"\nranges = [{:?}]\n",
             self.instance, self.root, self.state, self.range
         )
