@@ -39,6 +39,14 @@ impl Network {
         }
     }
 
+    /// Takes down what `start` made, for an instance that has no pod left. Blocking.
+    pub fn close(&self, instance: &str) -> Result<(), Error> {
+        match self {
+            Self::None => Ok(()),
+            Self::Builtin(_) => Ok(Builtin::stop(instance)?),
+        }
+    }
+
     /// A pod with a network of its own can be run.
     pub fn is_ready(&self) -> bool {
         matches!(self, Self::Builtin(_))

@@ -159,8 +159,19 @@ impl Node {
                 );
             }
         }
-        if let Err(error) = self.cgroups.close().await {
-            tracing::warn!(%error, "cgroups of this instance are left");
+        if self.sandboxes.all().is_empty()
+            && let Err(error) = self.close().await
+        {
+            tracing::warn!(%error, "something of this instance is left in the kernel");
         }
+    }
+
+    /// Takes down what the instance shares among its pods, when it has none.
+    async fn close(&self) -> Result<(), Error> {
+        self.cgroups.close().await?;
+        // Not there when the daemon ends before recovery did.
+        let Some(network) = self.network.get().cloned() else { return Ok(()) };
+        let instance = self.config.load().instance.clone();
+        blocking::run(move || network.close(&instance)).await
     }
 }

@@ -63,7 +63,10 @@ pub fn snapshot(roots: &[PathBuf]) -> Outcome<Found> {
     }
     sysctls(Path::new("/proc/sys"), &mut found);
     for root in roots {
-        files(root, &mut found);
+        // The rooms of a root are made once and stay; what is in them comes and goes.
+        for room in fs::read_dir(root).into_iter().flatten().flatten() {
+            files(&room.path(), &mut found);
+        }
     }
     Ok(found)
 }
@@ -146,11 +149,11 @@ fn sysctls(directory: &Path, found: &mut Found) {
 }
 
 fn files(root: &Path, found: &mut Found) {
+    if root.file_name().is_some_and(|name| name == "images") {
+        return;
+    }
     for entry in fs::read_dir(root).into_iter().flatten().flatten() {
         let path = entry.path();
-        if path.file_name().is_some_and(|name| name == "images") {
-            continue;
-        }
         found.insert(format!("file {}", path.display()));
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             files(&path, found);

@@ -75,6 +75,11 @@ impl Cgroups {
         self.tree.unified()
     }
 
+    /// Makes the shims' cgroup. Blocking.
+    pub fn make_shims(&self) -> Result<(), Error> {
+        Ok(self.tree.create(&self.shims).map(drop)?)
+    }
+
     /// Moves a shim into the shims' cgroup. Blocking.
     pub fn place_shim(&self, pid: i32) -> Result<(), Error> {
         Ok(self.tree.create(&self.shims)?.add(pid)?)

@@ -50,6 +50,7 @@ fn prepare(node: &Arc<Node>) -> Result<read::Found, Error> {
         config.shim_program().map_err(|error| Error::system("find", "the shim's program", error))?;
     namespace::make_pin_directory(&config.netns_dir)
         .map_err(|error| Error::system("prepare", config.netns_dir.display().to_string(), error))?;
+    node.cgroups.make_shims()?;
     let launcher = Launcher::open(&program, node.cgroups.clone(), generation)?;
     let found = read::read(node, restarted)?;
     let attachments: Vec<_> =
