@@ -25,7 +25,7 @@ const EXIT_LIMIT: Duration = Duration::from_secs(10);
 /// Between two kills: a fork may have escaped the first on cgroup v1.
 const KILL_AGAIN: Duration = Duration::from_millis(500);
 /// How long a shim may take to tell of an end that /proc shows already.
-const TELL_LIMIT: Duration = Duration::from_secs(2);
+const TELL_LIMIT: Duration = Duration::from_secs(1);
 /// How long a shim may take to pass a signal on.
 const SIGNAL_LIMIT: Duration = Duration::from_secs(2);
 /// SIGKILL, and the exit code that it leaves.

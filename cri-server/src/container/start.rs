@@ -201,18 +201,8 @@ async fn await_start(
 /// Ends whatever was begun, and says why it did not run.
 async fn undo(node: &Arc<Node>, container: &Arc<Container>, shim: &Shim, asked: bool, error: Error) -> Error {
     let mut error = error;
-    if asked {
-        if let Err(failure) = node.cgroups.kill(&container.identity.cgroup).await {
-            error = error.then(failure);
-        }
-        let ended = container.wait_until(|state| !state.may_run());
-        if timeout(UNDO_LIMIT, ended).await.is_err() {
-            // Never accepted, or the shim is silent: its cgroup is empty, so that nothing of it runs.
-            let request = Request::Forget(ContainerId { container: container.id().to_owned() });
-            if let Err(failure) = shim.ask("forget a container of", request, &[], ACCEPT_LIMIT).await {
-                error = error.then(failure);
-            }
-        }
+    if asked && let Err(failure) = end(node, container, shim).await {
+        error = error.then(failure);
     }
     if let Err(failure) = node.cgroups.remove(&container.identity.cgroup).await {
         error = error.then(failure);
@@ -220,6 +210,24 @@ async fn undo(node: &Arc<Node>, container: &Arc<Container>, shim: &Shim, asked: 
     let message = error.to_string();
     container.apply_anyway(ContainerFact::StartFailed { at: node.clock.now(), message }).await;
     error
+}
+
+/// Ends what the shim may have begun, and waits for it.
+async fn end(node: &Arc<Node>, container: &Arc<Container>, shim: &Shim) -> Result<(), Error> {
+    node.cgroups.kill(&container.identity.cgroup).await?;
+    // Asked on the same connection as the start: a shim that has nothing to forget has begun nothing, or ended it.
+    let request = Request::Forget(ContainerId { container: container.id().to_owned() });
+    match shim.ask("forget a container of", request, &[], ACCEPT_LIMIT).await {
+        Ok(_) => Ok(()),
+        Err(Error::Failure { .. }) => {
+            let ended = container.wait_until(|state| !state.may_run());
+            timeout(UNDO_LIMIT, ended).await.map_err(|_| {
+                let object = format!("container {}", container.id());
+                Error::TimedOut { operation: "the end", object, limit: UNDO_LIMIT }
+            })
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The sandbox of a container, ready to run something in it.

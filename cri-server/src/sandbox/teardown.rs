@@ -18,8 +18,9 @@ use crate::node::Node;
 use crate::sandbox::applier::children;
 use crate::shim::{self, Shim};
 
-/// How long a shim may take to kill its pod and end by itself (it gives the kernel 10 s); then it is killed.
-const SHUTDOWN: Duration = Duration::from_secs(12);
+/// How long a shim may take to end by itself; then it is killed. Its containers have ended before: what it has left to
+/// end is its init, which takes milliseconds.
+const SHUTDOWN: Duration = Duration::from_secs(2);
 /// How long the kernel may take to end a shim that was killed.
 const KILL: Duration = Duration::from_secs(10);
 
