@@ -147,6 +147,11 @@ async fn sweep(node: &Arc<Node>, id: &str) -> Result<(), Error> {
         sandbox::teardown::remove_directory(&run)
     })
     .await?;
-    // The default parent's only: where a kubelet's parent was, no readable record says.
-    node.cgroups.remove(&config.cgroup_parent.join(id)).await
+    // A sandbox's own parent, or a container's leaf below one of those that are known. Where the kubelet's parent of an
+    // unreadable sandbox was, no record says.
+    node.cgroups.remove(&config.cgroup_parent.join(id)).await?;
+    for sandbox in node.sandboxes.all().values() {
+        node.cgroups.remove(&sandbox.identity.cgroup.join(id)).await?;
+    }
+    Ok(())
 }

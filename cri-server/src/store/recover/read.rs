@@ -82,6 +82,16 @@ fn set_aside(root: &Path, kind: &str, id: String, error: &RecordError, found: &m
     found.quarantined.push(id);
 }
 
+/// Writes down what was found out, so that it need not be found out again; the marker of a restart, for one, is seen
+/// once.
+fn keep<S: serde::Serialize + PartialEq>(path: &Path, state: &S, on_disk: Option<&S>) {
+    if on_disk != Some(state)
+        && let Err(error) = store::write(path, state, store::Durability::Renamed)
+    {
+        tracing::warn!(%error, "what was found out is not on disk");
+    }
+}
+
 fn missing(path: PathBuf) -> RecordError {
     RecordError::Corrupt { path, reason: "it is missing".to_owned() }
 }
@@ -99,7 +109,9 @@ fn sandbox(node: &Arc<Node>, id: &str, restarted: bool) -> Result<Arc<Sandbox>, 
         tracing::error!(sandbox = id, %error, "what the network gave this sandbox is not known any more");
         None
     });
-    let state = match store::read::<SandboxState>(&places.state()) {
+    let read = store::read::<SandboxState>(&places.state());
+    let on_disk = read.as_ref().ok().cloned().flatten();
+    let state = match read {
         Ok(Some(state)) => state,
         // Written just after the identity: the daemon died between.
         Ok(None) => SandboxState::default(),
@@ -109,6 +121,7 @@ fn sandbox(node: &Arc<Node>, id: &str, restarted: bool) -> Result<Arc<Sandbox>, 
         }
     };
     let state = on_host(state, restarted);
+    keep(&places.state(), &state, on_disk.as_ref());
     Ok(Sandbox::new(&config.root, &config.state, identity, state, attachment, Arc::clone(&node.events)))
 }
 
@@ -150,7 +163,9 @@ fn container(node: &Arc<Node>, id: &str, restarted: bool) -> Result<Arc<Containe
         let reason = format!("its sandbox {} is not known", identity.sandbox);
         return Err(RecordError::Corrupt { path: places.identity(), reason });
     };
-    let state = match store::read::<ContainerState>(&places.state()) {
+    let read = store::read::<ContainerState>(&places.state());
+    let on_disk = read.as_ref().ok().cloned().flatten();
+    let state = match read {
         Ok(Some(state)) => state,
         Ok(None) => ContainerState::default(),
         Err(error) => {
@@ -167,6 +182,7 @@ fn container(node: &Arc<Node>, id: &str, restarted: bool) -> Result<Arc<Containe
     } else {
         state
     };
+    keep(&places.state(), &state, on_disk.as_ref());
     let (pod, closing) = (sandbox.name().clone(), &sandbox.closing);
     Ok(Container::new(&config.root, identity, state, pod, closing, Arc::clone(&node.events)))
 }
