@@ -60,7 +60,7 @@ pub struct Node {
     /// The daemon is about to end: nobody waits for what may come later.
     pub draining: CancellationToken,
     network: OnceLock<Network>,
-    launcher: OnceLock<Launcher>,
+    launcher: OnceLock<Arc<Launcher>>,
     _locks: [RootLock; 2],
 }
 
@@ -96,7 +96,7 @@ impl Node {
 
     /// What recovery found and made, once.
     pub fn equip(&self, network: Network, launcher: Launcher) {
-        let known = self.network.set(network).is_err() || self.launcher.set(launcher).is_err();
+        let known = self.network.set(network).is_err() || self.launcher.set(Arc::new(launcher)).is_err();
         debug_assert!(!known, "recovery runs once");
     }
 
@@ -107,7 +107,8 @@ impl Node {
 
     /// Who starts shims.
     pub fn launcher(&self) -> Result<&Launcher, Error> {
-        self.launcher.get().ok_or(Error::Unavailable("the daemon cannot start shims yet"))
+        let launcher = self.launcher.get().map(AsRef::as_ref);
+        launcher.ok_or(Error::Unavailable("the daemon cannot start shims yet"))
     }
 
     /// Waits for the work that a name is claimed by, within `limit`.
@@ -168,6 +169,10 @@ impl Node {
 
     /// Takes down what the instance shares among its pods, when it has none.
     async fn close(&self) -> Result<(), Error> {
+        // The thread that starts shims lives in their cgroup, which could not be removed with it in there.
+        if let Some(launcher) = self.launcher.get().cloned() {
+            blocking::run(move || launcher.end()).await;
+        }
         self.cgroups.close().await?;
         // Not there when the daemon ends before recovery did.
         let Some(network) = self.network.get().cloned() else { return Ok(()) };

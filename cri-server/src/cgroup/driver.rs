@@ -80,9 +80,15 @@ impl Cgroups {
         Ok(self.tree.create(&self.shims).map(drop)?)
     }
 
-    /// Moves a shim into the shims' cgroup. Blocking.
+    /// Makes the shims' cgroup, and moves the calling thread there where a thread alone can be moved (v1): what it
+    /// starts is born there. Blocking.
+    pub fn enter_shims(&self) -> Result<(), Error> {
+        Ok(self.tree.create(&self.shims)?.add_this_thread()?)
+    }
+
+    /// Moves a shim into the shims' cgroup, unless it was born there. Blocking.
     pub fn place_shim(&self, pid: i32) -> Result<(), Error> {
-        Ok(self.tree.create(&self.shims)?.add(pid)?)
+        if self.tree.unified() { Ok(self.tree.create(&self.shims)?.add(pid)?) } else { Ok(()) }
     }
 
     /// Pids of everything in the shims' cgroup. Blocking.

@@ -6,7 +6,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
 
 use cove_runtime::memfd;
 
@@ -16,31 +17,49 @@ use crate::blocking;
 use crate::cgroup::Cgroups;
 use crate::error::Error;
 
-/// Starts shims.
+/// Starts shims: all from one thread that lives in their cgroup, so that they are born there.
 #[derive(Debug)]
 pub struct Launcher {
-    program: Arc<OwnedFd>,
     cgroups: Cgroups,
+    orders: Mutex<Option<Starter>>,
     /// Number of this daemon life; a shim obeys the highest it has seen.
     pub generation: u64,
 }
 
 impl Launcher {
-    /// Copies `program`. Blocking.
+    /// Copies `program`, and starts the thread. Blocking; within the runtime, which reaps the shims.
     pub fn open(program: &Path, cgroups: Cgroups, generation: u64) -> Result<Self, Error> {
         let name = program.display().to_string();
         let mut file =
             File::open(program).map_err(|error| Error::system("open shim", name.clone(), error))?;
         let program = memfd::sealed_program("cove-shim", &mut file)
             .map_err(|error| Error::system("copy shim", name, error))?;
-        Ok(Self { program: Arc::new(program), cgroups, generation })
+        let orders = Mutex::new(Some(Starter::new(program, &cgroups)?));
+        Ok(Self { cgroups, orders, generation })
+    }
+
+    /// Starts no more shims, and leaves their cgroup. Blocking.
+    pub fn end(&self) {
+        let starter = self.orders.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Starter { orders, thread }) = starter {
+            drop(orders);
+            if thread.join().is_err() {
+                tracing::error!("the thread that starts shims panicked");
+            }
+        }
+    }
+
+    fn orders(&self) -> Result<mpsc::Sender<Order>, Error> {
+        let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        let starter = orders.as_ref().ok_or(Error::Unavailable("the daemon is about to end"))?;
+        Ok(starter.orders.clone())
     }
 
     /// Starts the shim of `sandbox`, which listens in `directory`. It does nothing until it is asked to.
     ///
     /// Runs to its end once begun.
     pub async fn launch(&self, sandbox: &str, directory: &Path) -> Result<ProcessId, Error> {
-        let (program, cgroups) = (Arc::clone(&self.program), self.cgroups.clone());
+        let (orders, cgroups) = (self.orders()?, self.cgroups.clone());
         let (sandbox, directory) = (sandbox.to_owned(), directory.to_owned());
         blocking::run(move || {
             let system = |doing| {
@@ -55,18 +74,63 @@ impl Launcher {
                 .open(directory.join(LOG))
                 .map_err(system("open the shim's log of"))?;
             let errors = log.try_clone().map_err(system("open the shim's log of"))?;
-            let child = spawn(&program, &sandbox, [Stdio::from(socket), log.into(), errors.into()])
+            let (started, result) = mpsc::channel();
+            let stdio = [socket.into(), log.into(), errors.into()];
+            let gone = || std::io::Error::other("the thread that starts shims is gone");
+            let pid = orders
+                .send(Order { sandbox: sandbox.clone(), stdio, started })
+                .map_err(|_| gone())
+                .and_then(|()| result.recv().map_err(|_| gone())?)
                 .map_err(system("start the shim of"))?;
-            let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or_default();
             cgroups.place_shim(pid)?;
-            // Reaped by tokio whenever it ends; a zombie would still have its start time.
-            drop(child);
             ProcessId::of(pid)
                 .map_err(system("look at the shim of"))?
                 .ok_or_else(|| system("look at the shim of")(std::io::Error::other("it has ended at once")))
         })
         .await
     }
+}
+
+/// A shim to be started.
+#[derive(Debug)]
+struct Order {
+    sandbox: String,
+    stdio: [Stdio; 3],
+    started: mpsc::Sender<std::io::Result<i32>>,
+}
+
+/// The thread that starts shims.
+#[derive(Debug)]
+struct Starter {
+    orders: mpsc::Sender<Order>,
+    thread: JoinHandle<()>,
+}
+
+impl Starter {
+    fn new(program: OwnedFd, cgroups: &Cgroups) -> Result<Self, Error> {
+        let (orders, received) = mpsc::channel::<Order>();
+        let (entered, result) = mpsc::channel();
+        let (cgroups, runtime) = (cgroups.clone(), tokio::runtime::Handle::current());
+        let work = move || {
+            let _runtime = runtime.enter();
+            // Nobody waits any more: the daemon is not starting after all.
+            let _ = entered.send(cgroups.enter_shims());
+            for Order { sandbox, stdio, started } in received {
+                let _ = started.send(start(&program, &sandbox, stdio));
+            }
+        };
+        let system = |error| Error::system("start thread", "shims", error);
+        let thread = std::thread::Builder::new().name("shims".to_owned()).spawn(work).map_err(system)?;
+        result.recv().map_err(|_| system(std::io::Error::other("it ended at once")))??;
+        Ok(Self { orders, thread })
+    }
+}
+
+fn start(program: &OwnedFd, sandbox: &str, stdio: [Stdio; 3]) -> std::io::Result<i32> {
+    // Reaped by tokio whenever it ends; a zombie still has its start time.
+    let child = spawn(program, sandbox, stdio)?;
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+    pid.ok_or_else(|| std::io::Error::other("it has no pid"))
 }
 
 fn spawn(program: &OwnedFd, sandbox: &str, stdio: [Stdio; 3]) -> std::io::Result<tokio::process::Child> {

@@ -15,6 +15,8 @@ use rustix::io::Errno;
 use super::CgroupError;
 use super::hierarchy::{Hierarchy, Version};
 
+/// Where a thread is moved alone (v1).
+const TASKS: &str = "tasks";
 /// Where a process is moved by its pid.
 const PROCS: &str = "cgroup.procs";
 /// How deep below a group its pids are looked for and removed. A container that may write its cgroup nests its own
@@ -203,6 +205,17 @@ impl Cgroup {
             return Err(CgroupError::Value { path, value: pid.to_string(), source: Errno::SRCH.into() });
         }
         self.groups.iter().try_for_each(|group| group.write(PROCS, &pid.to_string()))
+    }
+
+    /// Moves the calling thread alone here, in every v1 hierarchy: its children are born here. A thread that moves itself
+    /// takes no lock of the whole host, while moving a process by its pid waits for an RCU grace period (5 to 9 ms
+    /// for ten hierarchies against 0.5 ms, kernel 6.18). v2 knows no such move, and is left out.
+    ///
+    /// # Errors
+    /// The group is gone.
+    pub fn add_this_thread(&self) -> Result<(), CgroupError> {
+        let split = self.groups.iter().filter(|group| group.is(Version::V1));
+        split.into_iter().try_for_each(|group| group.write(TASKS, "0"))
     }
 }
 
