@@ -182,7 +182,7 @@ async fn reads_no_hostile_passwd(world: &mut World) -> Outcome {
         let began = std::time::Instant::now();
         let outcome = try_to_run(world, name, layer, json!({"Env": ["PATH=/bin"], "User": user})).await?;
         let error = outcome.err().ok_or(format!("{name} ran"))?;
-        ensure!(error.contains(user), "{name}: {error}");
+        ensure!(error.contains(user) || error.contains("/etc/passwd"), "{name}: {error}");
         ensure!(began.elapsed() < crate::world::SOON, "{name} took {:?}", began.elapsed());
     }
     Ok(())
