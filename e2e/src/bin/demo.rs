@@ -220,8 +220,8 @@ fn steps(what: &str, inspect: &str) -> Outcome {
     let steps = status["info"]["steps"].as_array().ok_or("verbose status tells no steps")?;
     for step in steps {
         let name = step["step"].as_str().ok_or("a step without a name")?;
-        let micros = step["micros"].as_u64().ok_or("a step without a time")?;
-        println!("{what:>10} {name:<12} {micros:>7} µs");
+        let time = step["milliseconds"].as_f64().ok_or("a step without a time")?;
+        println!("{what:>10} {name:<12} {time:>8.3} ms");
     }
     Ok(())
 }
