@@ -10,6 +10,7 @@ use cove_e2e::client::{self, Cri};
 use cove_e2e::daemon::{self, Daemon, Place};
 use cove_e2e::image::{self, Layer};
 use cove_e2e::registry::Registry;
+use cove_e2e::sysctl::Saved;
 use cove_e2e::{Outcome, leak, pod, wait};
 use k8s_cri::v1::*;
 use serde_json::json;
@@ -96,6 +97,7 @@ async fn run_async(case: &Case) -> Outcome {
         programs: daemon::programs(),
     };
     prepare_netns_directory()?;
+    let settings = Saved::now()?;
     let machine = leak::snapshot(&[])?;
     let mut daemon = place.start()?;
     let cri = daemon.connect().await?;
@@ -120,7 +122,8 @@ async fn run_async(case: &Case) -> Outcome {
     }
     .await;
     let end = world.end().await;
-    let outcome = outcome.and(end).and_then(|()| leak::check(&machine, &[]));
+    let restored = settings.restore();
+    let outcome = outcome.and(end).and(restored).and_then(|()| leak::check(&machine, &[]));
     outcome.map_err(|error| format!("{error}\n--- the daemon's log:\n{}", place.tail()).into())
 }
 

@@ -10,6 +10,7 @@ pub mod image;
 pub mod leak;
 pub mod pod;
 pub mod registry;
+pub mod sysctl;
 pub mod tree;
 pub mod wait;
 

@@ -9,13 +9,14 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use cove_e2e::crictl::Crictl;
 use cove_e2e::daemon::{self, Place};
 use cove_e2e::image::{self, Layer};
 use cove_e2e::registry::Registry;
+use cove_e2e::sysctl::Saved;
 use cove_e2e::{Outcome, wait};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::{Value, json};
@@ -57,6 +58,11 @@ fn pid_file() -> PathBuf {
     place().root.join("demo.pids")
 }
 
+/// Settings of the machine as they were before `up`.
+fn settings_file() -> PathBuf {
+    place().root.join("demo.sysctls")
+}
+
 fn up() -> Outcome {
     if pid_file().exists() {
         down()?;
@@ -76,6 +82,7 @@ fn up() -> Outcome {
 fn show() -> Outcome {
     let place = place();
     fs::create_dir_all(&place.root)?;
+    write(&settings_file(), &serde_json::to_value(Saved::now()?)?)?;
     say("A registry on loopback, and an image of four layers in it");
     let registry = Registry::start(&place.root.join("registry"))?;
     let reference = registry.push("demo/web", "1", &demo_image()?)?;
@@ -262,6 +269,9 @@ fn down() -> Outcome {
             Ok(test_kill_process(pid).is_err().then_some(()))
         })?;
     }
+    if let Ok(saved) = fs::read(settings_file()) {
+        serde_json::from_slice::<Saved>(&saved)?.restore()?;
+    }
     for directory in [&place.root, &place.state] {
         match fs::remove_dir_all(directory) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -269,11 +279,6 @@ fn down() -> Outcome {
             }
             _ => {}
         }
-    }
-    // Cove's table outlives it, so that the pods of a daemon that is upgraded keep their network.
-    let table = Command::new("nft").args(["list", "table", "inet", &place.instance]).output()?;
-    if table.status.success() {
-        Command::new("nft").args(["delete", "table", "inet", &place.instance]).status()?;
     }
     Ok(())
 }
