@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use cove_runtime::build::request::{ContainerSpec, GroupsPolicy, Rootfs, User};
 use cove_runtime::memfd;
-use cove_runtime::protocol::{ContainerId, Failure, PidMode, Request, Start};
+use cove_runtime::protocol::{ContainerId, Failure, PidMode, Request, Signal, Start};
 use cove_runtime::wire::Wire;
 use oci_spec::runtime::Spec;
 use tokio::sync::oneshot;
@@ -35,6 +35,8 @@ const START: Operation =
 const ACCEPT_LIMIT: Duration = Duration::from_secs(10);
 /// How long a builder may take: a hung volume ends here, inside the caller's own limit.
 const BUILD_LIMIT: Duration = Duration::from_secs(100);
+/// See signal(7).
+const SIGKILL: i32 = 9;
 /// How long the end of what was begun may take once it is killed.
 const UNDO_LIMIT: Duration = Duration::from_secs(10);
 
@@ -214,9 +216,14 @@ async fn undo(node: &Arc<Node>, container: &Arc<Container>, shim: &Shim, asked: 
 
 /// Ends what the shim may have begun, and waits for it.
 async fn end(node: &Arc<Node>, container: &Arc<Container>, shim: &Shim) -> Result<(), Error> {
+    let id = container.id().to_owned();
+    // The builder by way of the shim, since it may not be in its cgroup yet; a shim that is silent is asked below.
+    let kill = Request::Signal(Signal { container: id.clone(), signal: SIGKILL });
+    let told = shim.ask("kill a container of", kill, &[], ACCEPT_LIMIT).await;
     node.cgroups.kill(&container.identity.cgroup).await?;
+    told?;
     // Asked on the same connection as the start: a shim that has nothing to forget has begun nothing, or ended it.
-    let request = Request::Forget(ContainerId { container: container.id().to_owned() });
+    let request = Request::Forget(ContainerId { container: id });
     match shim.ask("forget a container of", request, &[], ACCEPT_LIMIT).await {
         Ok(_) => Ok(()),
         Err(Error::Failure { .. }) => {

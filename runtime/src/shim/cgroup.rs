@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, openat};
@@ -42,20 +42,28 @@ impl Cgroup {
         }
     }
 
-    /// For CLONE_INTO_CGROUP.
-    pub fn directory(&self) -> Option<BorrowedFd<'_>> {
+    /// For CLONE_INTO_CGROUP: the group of v2, be it beside those of v1.
+    pub fn directory(&self) -> io::Result<Option<OwnedFd>> {
         match self {
-            Self::Unified(directory) => Some(directory.as_fd()),
-            Self::None | Self::Split(_) => None,
+            Self::None => Ok(None),
+            Self::Unified(directory) => directory.try_clone().map(Some),
+            Self::Split(hierarchies) => {
+                let Some(procs) = hierarchies.iter().find(|procs| is_v2(procs)) else { return Ok(None) };
+                let procs = fs::read_link(format!("/proc/self/fd/{}", procs.as_raw_fd()))?;
+                Ok(Some(fs::File::open(procs.with_file_name(""))?.into()))
+            }
         }
     }
 
-    /// Moves a process into every hierarchy (v1). In v2 it was cloned there.
-    pub fn place(&self, pid: i32) -> io::Result<()> {
-        if let Self::Split(hierarchies) = self {
-            for procs in hierarchies {
-                rustix::io::write(procs, pid.to_string().as_bytes())?;
-            }
+    /// Moves the calling process, of one thread, into every hierarchy of v1; into v2 it was cloned. A thread that moves
+    /// itself by `tasks` takes no lock of the whole host; moved by its pid, it waits for an RCU grace period (5 to
+    /// 9 ms for ten hierarchies against 0.5 ms, kernel 6.18).
+    pub fn enter(&self) -> io::Result<()> {
+        let Self::Split(hierarchies) = self else { return Ok(()) };
+        for procs in hierarchies.iter().filter(|procs| !is_v2(procs)) {
+            let procs = fs::read_link(format!("/proc/self/fd/{}", procs.as_raw_fd()))?;
+            let tasks = fs::OpenOptions::new().write(true).open(procs.with_file_name("tasks"))?;
+            rustix::io::write(tasks, b"0")?;
         }
         Ok(())
     }
@@ -149,6 +157,13 @@ impl Cgroup {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(openat(directory, &below, flags, Mode::empty())?)
     }
+}
+
+/// A file of cgroup v2.
+fn is_v2(file: &OwnedFd) -> bool {
+    // linux/magic.h, CGROUP2_SUPER_MAGIC
+    const MAGIC: rustix::fs::FsWord = 0x6367_7270;
+    rustix::fs::fstatfs(file).is_ok_and(|stat| stat.f_type == MAGIC)
 }
 
 /// What of `group`, a path from the root of the hierarchy, lies below `own`, a path of the file system. Where the

@@ -12,8 +12,10 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::cgroup::Cgroup;
 use super::failure;
 use super::spawn::{Child, Spawn};
+use crate::build::report::Report;
 use crate::build::{self, Builder, HolderRequest, PidEntry};
 use crate::protocol::Failure;
+use crate::wire::Wire;
 
 /// What is forked.
 #[derive(Debug)]
@@ -153,21 +155,27 @@ fn watch(
     let forked = fork(single, flags, cgroup, process)
         .map_err(|error| failure::io("fork", "fork the builder into its cgroup", &error))?;
     let builder = match forked {
-        Forked::Child(single) => task.carry_out(single, ends),
+        Forked::Child(single) => {
+            enter(cgroup, &ends);
+            task.carry_out(single, ends)
+        }
         Forked::Parent { pid, pidfd } => Child { pid, pidfd },
     };
     let clones = task.clones();
     drop((task, ends));
-    let pid = builder.pid;
-    let mut spawn = Spawn::new(builder, clones, report, gate1);
-    match cgroup.place(pid) {
-        // Refused only when the builder has gone, which the reaper tells.
-        Ok(()) => drop(rustix::io::write(&gate0, b"0")),
-        Err(error) => {
-            spawn.fail(failure::io("cgroup", "move the builder into the container's cgroups", &error));
-        }
+    // It is in its place before it comes to the gate. Refused only when it has gone, which the reaper tells.
+    let _ = rustix::io::write(&gate0, b"0");
+    Ok(Spawn::new(builder, clones, report, gate1))
+}
+
+/// In the child: takes its place before anything else, or tells why it cannot, and ends.
+fn enter(cgroup: &Cgroup, ends: &Ends) {
+    if let Err(error) = cgroup.enter() {
+        let failure = failure::io("cgroup", "enter the container's cgroups", &error);
+        // Nobody listening means that the shim is gone.
+        let _ = crate::socket::send(ends.report.as_fd(), &Report::Failed(failure).to_bytes(), &[]);
+        cove_sys::exit_now(1);
     }
-    Ok(spawn)
 }
 
 fn fork(
@@ -176,7 +184,8 @@ fn fork(
     cgroup: &Cgroup,
     process: Option<i32>,
 ) -> io::Result<Forked> {
-    match (cove_sys::fork(single, flags, cgroup.directory()), process) {
+    let directory = cgroup.directory()?;
+    match (cove_sys::fork(single, flags, directory.as_ref().map(AsFd::as_fd)), process) {
         (Err(error), Some(process)) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
             let beneath = cgroup.beneath(process)?;
             cove_sys::fork(single, flags, Some(beneath.as_fd()))
