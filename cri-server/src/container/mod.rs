@@ -9,7 +9,7 @@ pub(crate) mod live;
 mod log;
 pub(crate) mod record;
 pub(crate) mod remove;
-mod spec;
+pub(crate) mod spec;
 pub(crate) mod start;
 pub(crate) mod state;
 pub(crate) mod status;

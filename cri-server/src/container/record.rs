@@ -85,3 +85,53 @@ impl Places {
         self.bundle.join("rootfs")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::spec::tests::config;
+    use crate::container::state::{ContainerFact, ContainerState, ResolvedUser};
+    use crate::shim::ProcessId;
+
+    /// Records that an earlier daemon wrote must be read by every later one: who changes these texts changes the
+    /// version of records.
+    #[test]
+    fn the_forms_on_disk_are_kept() {
+        let identity = ContainerIdentity {
+            id: "cd".repeat(32),
+            sandbox: "ab".repeat(32),
+            config: Arc::new(config()),
+            created_at: 8,
+            image_id: "sha256:1".into(),
+            image_ref: "r/i@sha256:2".into(),
+            image_name: "r/i:1".into(),
+            layers: vec!["/l/1".into()],
+            cgroup: "/cove/x/cd".into(),
+            log_path: Some("/logs/c.log".into()),
+            stop_signal: 15,
+            user: "web:www".into(),
+            raw_env: Some(vec![b"A=\xff".to_vec()]),
+            volatile: true,
+        };
+        let golden = include_str!("record/identity.json").trim_end();
+        assert_eq!(serde_json::to_string(&identity).unwrap(), golden);
+        assert_eq!(serde_json::from_str::<ContainerIdentity>(golden).unwrap(), identity);
+
+        let user = ResolvedUser { uid: 1, gid: 2, groups: vec![2, 3] };
+        let running = [
+            ContainerFact::Created { claimed: true },
+            ContainerFact::Starting,
+            ContainerFact::Started { process: ProcessId { pid: 5, started: 9 }, user, at: 10 },
+        ];
+        let mut state =
+            running.into_iter().fold(ContainerState::default(), |state, fact| state.on(fact).unwrap());
+        state.stop_by(11);
+        let exited = state.clone().on(ContainerFact::Exited { at: 12, code: 137, oom: true }).unwrap();
+        let goldens =
+            [(state, include_str!("record/running.json")), (exited, include_str!("record/exited.json"))];
+        for (state, golden) in goldens {
+            assert_eq!(serde_json::to_string(&state).unwrap(), golden.trim_end());
+            assert_eq!(serde_json::from_str::<ContainerState>(golden).unwrap(), state);
+        }
+    }
+}

@@ -122,7 +122,7 @@ fn drop_nulls(value: &mut Value) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::container::config::{CapabilityChange, ContainerName, RunAs};
     use crate::image::ImageConfig;
@@ -130,7 +130,7 @@ mod tests {
     use std::path::Path;
     use std::sync::Arc;
 
-    pub(super) fn config() -> ContainerConfig {
+    pub(crate) fn config() -> ContainerConfig {
         ContainerConfig {
             name: ContainerName { name: "c".into(), attempt: 0 },
             image: "busybox".into(),

@@ -67,3 +67,41 @@ impl Places {
         self.record.join("attachment.json")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::files::tests::config;
+    use crate::sandbox::state::{SandboxFact, SandboxState};
+    use crate::shim::ProcessId;
+
+    /// Records that an earlier daemon wrote must be read by every later one: who changes these texts changes the
+    /// version of records.
+    #[test]
+    fn the_forms_on_disk_are_kept() {
+        let identity = SandboxIdentity {
+            id: "ab".repeat(32),
+            config: Arc::new(config()),
+            created_at: 7,
+            netns: Some("/run/netns/cove-x".into()),
+            cgroup: "/cove/x".into(),
+            own_cgroup: true,
+            shm_size: 67_108_864,
+            volatile: true,
+        };
+        let golden = include_str!("record/identity.json").trim_end();
+        assert_eq!(serde_json::to_string(&identity).unwrap(), golden);
+        assert_eq!(serde_json::from_str::<SandboxIdentity>(golden).unwrap(), identity);
+
+        let facts = [
+            SandboxFact::Launched(ProcessId { pid: 5, started: 9 }),
+            SandboxFact::InitStarted(6),
+            SandboxFact::Reached("cgroup"),
+            SandboxFact::Closing,
+        ];
+        let state = facts.into_iter().fold(SandboxState::default(), |state, fact| state.on(fact).unwrap());
+        let golden = include_str!("record/state.json").trim_end();
+        assert_eq!(serde_json::to_string(&state).unwrap(), golden);
+        assert_eq!(serde_json::from_str::<SandboxState>(golden).unwrap(), state);
+    }
+}

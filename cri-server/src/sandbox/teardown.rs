@@ -131,3 +131,59 @@ pub fn remove_directory(path: &Path) -> Result<(), Error> {
         Ok(()) | Err(_) => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::network::Network;
+    use crate::sandbox::files::tests::config;
+    use crate::sandbox::record::SandboxIdentity;
+    use crate::sandbox::state::SandboxState;
+    use crate::shim::Launcher;
+
+    /// A node of its own in a directory, with nothing in the kernel but the shims' cgroup.
+    fn node(directory: &Path) -> Arc<Node> {
+        let instance = format!("t{}", std::process::id());
+        let text = format!(
+            "instance = \"{instance}\"\nroot = \"{0}/root\"\nstate = \"{0}/state\"",
+            directory.display()
+        );
+        let config = Config::parse(&text, Path::new("test")).unwrap();
+        let node = Node::open(config).unwrap();
+        let launcher = Launcher::open(Path::new("/bin/true"), node.cgroups.clone(), 1).unwrap();
+        node.equip(Network::None, launcher);
+        node
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_not_there_is_done_and_done_twice_is_done() {
+        let directory = tempfile::tempdir().unwrap();
+        let node = node(directory.path());
+        let id = "e".repeat(64);
+        let identity = SandboxIdentity {
+            id: id.clone(),
+            config: Arc::new(config()),
+            created_at: 1,
+            netns: Some(directory.path().join("netns/none")),
+            cgroup: node.config.load().cgroup_parent.join(&id),
+            own_cgroup: true,
+            shm_size: 0,
+            volatile: true,
+        };
+        let settings = node.config.load();
+        let events = Arc::clone(&node.events);
+        let state = SandboxState::default();
+        let sandbox = Sandbox::new(&settings.root, &settings.state, identity, state, None, events);
+        crate::store::make_private_directory(&sandbox.places.record).unwrap();
+        crate::store::make_private_directory(&sandbox.places.run).unwrap();
+        node.cgroups.make_parent(&sandbox.identity.init_cgroup()).await.unwrap();
+        for _ in 0..3 {
+            teardown(&node, &sandbox).await.unwrap();
+            assert!(sandbox.state().down && !sandbox.places.run.exists());
+            assert!(node.cgroups.is_empty(&sandbox.identity.init_cgroup()).await.unwrap());
+        }
+        node.drain().await;
+        assert!(!Path::new("/sys/fs/cgroup/memory").join(settings.instance.as_str()).exists());
+    }
+}
