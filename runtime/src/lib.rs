@@ -12,6 +12,8 @@ pub mod memfd;
 pub mod namespace;
 pub mod process;
 pub mod protocol;
+#[cfg(feature = "lib")]
+pub mod seccomp;
 #[cfg(any(feature = "shim", test))]
 pub mod shim;
 pub mod socket;

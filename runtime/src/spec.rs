@@ -21,6 +21,7 @@ use crate::build::request::{
 };
 use crate::build::rlimits;
 use crate::cgroup::Limits;
+use crate::seccomp::{Profile, compile};
 
 /// Why a spec cannot be built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -76,6 +77,8 @@ pub fn container(id: &str, spec: &Spec, rootfs: Rootfs, user: User) -> Result<Co
     if mounts.iter().any(|m| matches!(m.kind, MountKind::Tmpfs(_)) && m.destination == Path::new("/dev")) {
         add_default_devices(&mut devices);
     }
+    let mut process = convert(process, user)?;
+    process.seccomp = seccomp(spec)?;
     Ok(ContainerSpec {
         container: id.to_owned(),
         rootfs: Rootfs { readonly: rootfs.readonly || readonly, ..rootfs },
@@ -84,17 +87,38 @@ pub fn container(id: &str, spec: &Spec, rootfs: Rootfs, user: User) -> Result<Co
         devices,
         masked_paths,
         readonly_paths,
-        process: convert(process, user)?,
+        process,
     })
 }
 
-/// A process from its spec, for an exec.
+/// A process from its spec, for an exec in a container without a seccomp filter; see [`exec`].
 ///
 /// # Errors
 /// The first field that is wrong or not built.
 pub fn process(process: &Process, user: User) -> Result<ProcessSpec, SpecError> {
     honoured::check(process, "process")?;
     convert(process, user)
+}
+
+/// A process from its spec, for an exec in the container of `spec`: behind the same seccomp filter as its first.
+///
+/// # Errors
+/// The first field that is wrong or not built.
+pub fn exec(spec: &Spec, process: &Process, user: User) -> Result<ProcessSpec, SpecError> {
+    Ok(ProcessSpec { seccomp: seccomp(spec)?, ..self::process(process, user)? })
+}
+
+/// The seccomp filter of a container, as [`ProcessSpec::seccomp`] takes it.
+fn seccomp(spec: &Spec) -> Result<Option<Vec<u8>>, SpecError> {
+    let Some(asked) = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) else {
+        return Ok(None);
+    };
+    let capabilities = spec.process().as_ref().and_then(|process| process.capabilities().as_ref());
+    let bounding = sets(capabilities)?.bounding;
+    let program = Profile::from_oci(asked)
+        .and_then(|profile| compile(&profile, bounding))
+        .map_err(|error| SpecError::new("linux.seccomp", error.to_string()))?;
+    Ok(Some(program))
 }
 
 /// Limits from the `linux.resources` of a spec. 0 pids is how the runtime spec's predecessors wrote "unset".

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::SpecError;
 
 /// JSON paths; `[]` is every element, a final `*` everything below. Who acts: builder or shim, unless it says so.
-const HONOURED: [&str; 44] = [
+const HONOURED: [&str; 45] = [
     "ociVersion",
     "root.path",
     "root.readonly",
@@ -55,6 +55,8 @@ const HONOURED: [&str; 44] = [
     "linux.rootfsPropagation",
     "linux.maskedPaths[]",
     "linux.readonlyPaths[]",
+    // Looked at field by field when it is compiled.
+    "linux.seccomp.*",
     // Set on the sandbox by the shim; here the spec only says what is the case in the pod.
     "linux.sysctl.*",
 ];

@@ -96,7 +96,14 @@ fn what_is_not_built_is_refused_by_path() {
         ("/process/ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 1}), "process.ioPriority"),
         ("/process/args", json!([]), "process.args"),
         ("/process/cwd", json!("x"), "process.cwd"),
-        ("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_ERRNO"}), "linux.seccomp.defaultAction"),
+        ("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_NOTIFY"}), "linux.seccomp"),
+        (
+            "/linux/seccomp",
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+                {"names": [""], "action": "SCMP_ACT_ERRNO"},
+            ]}),
+            "linux.seccomp",
+        ),
         ("/linux/uidMappings", json!([{"containerID": 0, "hostID": 1, "size": 1}]), "linux.uidMappings[0]"),
         ("/linux/mountLabel", json!("x"), "linux.mountLabel"),
         ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt.closID"),
@@ -135,6 +142,25 @@ fn what_is_not_built_is_refused_by_path() {
         let refused = build(&spec).expect_err(pointer);
         assert!(refused.field.starts_with(named), "{pointer}: {refused}");
     }
+}
+
+#[test]
+fn the_filter_of_a_container_and_of_its_execs() {
+    let mut spec = base();
+    spec["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}],
+    });
+    let filter = build(&spec).unwrap().process.seccomp;
+    let spec: Spec = serde_json::from_value(spec).unwrap();
+    let asked = spec.linux().as_ref().unwrap().seccomp().clone().unwrap();
+    assert_eq!(filter, Some(compile(&Profile::from_oci(&asked).unwrap(), 0).unwrap()));
+    let user = User { user: String::new(), gid: None, supplemental: vec![], policy: GroupsPolicy::Merge };
+    let process = spec.process().clone().unwrap();
+    assert_eq!(exec(&spec, &process, user.clone()).unwrap().seccomp, filter);
+    let free: Spec = serde_json::from_value(base()).unwrap();
+    assert_eq!(exec(&free, &process, user).unwrap().seccomp, None);
+    assert_eq!(build(&base()).unwrap().process.seccomp, None);
 }
 
 #[test]

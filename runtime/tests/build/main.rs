@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test program: a panic is how a case fails")]
 
 mod cases;
+mod filters;
 mod hostile;
 mod image;
 mod races;
@@ -44,7 +45,8 @@ fn main() {
     let before = mounts();
     let mut failed = Vec::new();
     let mut count = 0;
-    for (name, case) in cases::ALL.iter().chain(hostile::ALL).chain(sharing::ALL).chain(races::ALL) {
+    let all = [cases::ALL, hostile::ALL, sharing::ALL, races::ALL, filters::ALL];
+    for (name, case) in all.iter().copied().flatten() {
         if filter.as_ref().is_some_and(|filter| !name.contains(filter.as_str())) {
             continue;
         }
