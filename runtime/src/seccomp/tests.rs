@@ -8,6 +8,7 @@ use super::compile::compile_for;
 use super::interpret::{Call, run};
 use super::machine::Machine;
 use super::profile::{Action, Profile};
+use super::table::tests::names;
 use super::table::{Abi, X32_BIT};
 use super::{PROFILE_LIMIT, SeccompError, compile};
 
@@ -285,9 +286,38 @@ fn the_default_profile() {
         );
     }
     assert_eq!(ask_number(&default, MACHINE, Abi::X86_64, 100_000, 0), ERRNO | 38);
+    // Each CLONE_NEW* of linux/sched.h.
+    for flag in [0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000] {
+        assert_eq!(ask(&default, MACHINE, Abi::X86_64, "clone", flag | 0x11), ERRNO | 1, "{flag:#x}");
+    }
     let names: Vec<_> =
         default.rules.iter().filter(|r| r.conditions.is_empty()).flat_map(|r| &r.names).collect();
     assert!(names.len() > 400, "{}", names.len());
+}
+
+/// Of Linux 7.0 on x86_64, what a container with the usual capabilities cannot call whatever the arguments.
+const DENIED: &str = "_sysctl acct add_key afs_syscall bpf clock_settime clone3 create_module delete_module fanotify_init \
+    file_getattr file_setattr finit_module fsconfig fsmount fsopen fspick get_kernel_syms get_mempolicy \
+    getpmsg init_module io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp kexec_file_load \
+    kexec_load keyctl listns lookup_dcookie mbind migrate_pages mount mount_setattr move_mount move_pages \
+    nfsservctl open_by_handle_at open_tree open_tree_attr perf_event_open pidfd_getfd pivot_root \
+    process_madvise putpmsg query_module quotactl quotactl_fd reboot request_key rseq_slice_yield security \
+    set_mempolicy set_mempolicy_home_node setdomainname sethostname setns settimeofday swapoff swapon sysfs \
+    syslog tuxcall umount2 unshare uprobe uselib userfaultfd ustat vhangup vserver";
+
+#[test]
+fn what_the_default_profile_denies() {
+    let usual = Machine { capabilities: 0xA804_25FB, ..MACHINE };
+    let program = compile_for(&Profile::runtime_default(), usual).unwrap();
+    let mut denied = names(Abi::X86_64);
+    denied.retain(|name| {
+        let number = Abi::X86_64.number(name).unwrap();
+        let argument = u64::from(*name == "socket");
+        run(&program, &Call { number, arch: Abi::X86_64.audit(), arguments: [argument, 0, 0, 0, 0, 0] })
+            != ALLOW
+    });
+    denied.sort_unstable();
+    assert_eq!(denied.join(" "), DENIED);
 }
 
 #[test]
