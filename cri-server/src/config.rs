@@ -120,6 +120,8 @@ pub(crate) enum NetworkMode {
 pub(crate) struct ImageOptions {
     /// Registries, as `host` or `host:port`, that are spoken to without TLS.
     pub plain_http: Vec<String>,
+    /// Where `REGISTRY/hosts.toml` files lie, which say where a registry is asked.
+    pub hosts_dirs: Vec<PathBuf>,
     /// Layers of one pull that are fetched and unpacked at the same time.
     pub max_parallel_layers: usize,
 }
@@ -162,7 +164,11 @@ impl Default for Network {
 
 impl Default for ImageOptions {
     fn default() -> Self {
-        Self { plain_http: Vec::new(), max_parallel_layers: 3 }
+        Self {
+            plain_http: Vec::new(),
+            hosts_dirs: vec![PathBuf::from("/etc/cove/hosts.d")],
+            max_parallel_layers: 3,
+        }
     }
 }
 

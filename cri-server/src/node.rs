@@ -71,6 +71,7 @@ impl Node {
         let locks = [RootLock::take(&config.root)?, RootLock::take(&config.state)?];
         let options = Options {
             plain_http: config.images.plain_http.clone(),
+            hosts_dirs: config.images.hosts_dirs.clone(),
             parallel_layers: config.images.max_parallel_layers,
             ..Options::default()
         };

@@ -108,7 +108,9 @@ fn of_image(error: &ImageError) -> Code {
         ImageError::Content { .. } | ImageError::Layer { .. } if error.is_disk_full() => {
             Code::ResourceExhausted
         }
-        ImageError::Content { .. } | ImageError::Layer { .. } => Code::FailedPrecondition,
+        ImageError::Hosts { .. } | ImageError::Content { .. } | ImageError::Layer { .. } => {
+            Code::FailedPrecondition
+        }
         ImageError::Unsupported { .. } => Code::Unimplemented,
         ImageError::Store { source, .. } => of_io(source),
     }

@@ -167,6 +167,7 @@ fn wrong_paths(config: &Config) -> Option<Wrong> {
     ]
     .into_iter()
     .chain(shim)
+    .chain(config.images.hosts_dirs.iter().map(|path| ("images.hosts_dirs", path)))
     .find(|(_, path)| !plain(path))
     .map(|(key, path)| (key, path.display().to_string(), "must be an absolute path without '..'"))
 }
@@ -305,6 +306,7 @@ mod tests {
             ("[network]\nranges = [\"10.0.0.0/24\", \"10.1.0.0/24\"]", "network.ranges"),
             ("cgroup_driver = \"systemd\"", "cgroup_driver"),
             ("[log]\nlevel = \"cove=loud\"", "log.level"),
+            ("[images]\nhosts_dirs = [\"hosts\"]", "images.hosts_dirs"),
             ("[images]\nmax_parallel_layers = 0", "images.max_parallel_layers"),
             ("[handlers.UP]\n", "handlers"),
         ];

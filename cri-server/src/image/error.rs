@@ -36,6 +36,14 @@ pub enum ImageError {
         /// What is wrong. Never holds any part of the credentials.
         reason: &'static str,
     },
+    /// A file that says where a registry is asked cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Hosts {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The registry could not be reached, or stopped answering. The kubelet knows this text by its first word, and only
     /// when the gRPC code is Unknown (features.md D3).
     #[error("RegistryUnavailable: pull of {reference}: {doing} at {host}: {cause}")]
@@ -119,6 +127,19 @@ impl ImageError {
             Self::Store { source, .. } => rustix::io::Errno::from_io_error(source).is_some_and(is_full),
             _ => false,
         }
+    }
+
+    /// The same error, which tells also why the hosts that were asked before had not what was wanted.
+    pub(super) fn after(mut self, earlier: &Self) -> Self {
+        if let Self::RegistryUnavailable { cause: text, .. }
+        | Self::Registry { detail: text, .. }
+        | Self::Content { reason: text, .. }
+        | Self::Unsupported { what: text, .. } = &mut self
+        {
+            let separator = if text.is_empty() { "" } else { " " };
+            *text = format!("{text}{separator}(before: {earlier})");
+        }
+        self
     }
 
     /// A failed system call of the store.

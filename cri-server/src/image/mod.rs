@@ -14,6 +14,7 @@ mod config;
 mod error;
 mod fix_up;
 mod flight;
+mod hosts;
 mod layer;
 mod layout;
 mod lease;
@@ -59,6 +60,8 @@ const PARALLEL_LAYERS: usize = 3;
 pub struct Options {
     /// Registries (`host` or `host:port`) that are asked without TLS, beside those on loopback.
     pub plain_http: Vec<String>,
+    /// Where `REGISTRY/hosts.toml` files lie, the first that has one counts.
+    pub hosts_dirs: Vec<PathBuf>,
     /// How many layers of one pull are fetched at once.
     pub parallel_layers: usize,
     /// How long a registry may send nothing.
@@ -71,6 +74,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             plain_http: Vec::new(),
+            hosts_dirs: Vec::new(),
             parallel_layers: PARALLEL_LAYERS,
             progress: PROGRESS_LIMIT,
             limits: Limits::default(),
@@ -163,6 +167,7 @@ pub struct FsInfo {
 struct Shared {
     store: Arc<Store>,
     transport: Arc<Transport>,
+    hosts_dirs: Vec<PathBuf>,
     /// Pulls that run, by reference and credentials.
     pulls: Flights<(Reference, Option<Digest>), Image>,
     /// Layers that are being fetched, by diff ID.
@@ -187,6 +192,7 @@ impl Images {
         let shared = Shared {
             store,
             transport: Arc::new(Transport::new(options.plain_http, options.progress)),
+            hosts_dirs: options.hosts_dirs,
             pulls: Flights::default(),
             layers: Flights::default(),
             parallel_layers: options.parallel_layers.max(1),
@@ -207,7 +213,11 @@ impl Images {
     pub async fn pull(&self, reference: &str, auth: Option<Auth>) -> Result<Arc<Image>, ImageError> {
         let reference = Reference::parse(reference)?;
         let credentials = auth::Credentials::new(auth.as_ref(), &reference)?;
-        let registry = Registry::new(self.shared.transport.clone(), reference.clone(), credentials)?;
+        let hosts = {
+            let (shared, reference) = (self.shared.clone(), reference.clone());
+            blocking::run(move || hosts::of(&shared.hosts_dirs, &reference, &shared.transport)).await?
+        };
+        let registry = Registry::new(self.shared.transport.clone(), reference.clone(), hosts, credentials)?;
         let key = (reference, auth::fingerprint(auth.as_ref()));
         let shared = self.shared.clone();
         self.shared.pulls.join(key, || pull::pull(shared, Arc::new(registry)).boxed()).await

@@ -1,5 +1,5 @@
 //! What the distribution protocol offers, for one pull: a manifest by tag or digest, and a blob. Speaks to the registry of
-//! the reference and to no other; mirrors and ranges have their place here.
+//! the reference and to the mirrors that the administrator gave it, one after another; ranges have their place here.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::ImageError;
 use super::auth::{Answer, Credentials};
+use super::hosts::Host;
 use super::manifest::{self, Descriptor, MAX_DOCUMENT};
 use super::reference::Reference;
 use super::transport::{Answered, Ask, Broken, Origin, Transport};
@@ -29,9 +30,12 @@ const SHOWN_DETAIL: usize = 300;
 pub(super) struct Registry {
     transport: Arc<Transport>,
     reference: Reference,
-    origin: Origin,
+    /// Never empty.
+    hosts: Vec<Host>,
+    /// Whom the credentials are for; mirrors never see them.
+    own: Origin,
     credentials: Credentials,
-    /// What a challenge of this registry was answered with.
+    /// What a challenge of the registry itself was answered with.
     authorization: Mutex<Option<HeaderValue>>,
 }
 
@@ -46,6 +50,18 @@ pub(super) struct Document {
     pub(super) claimed: Option<String>,
 }
 
+/// What is asked for of a repository.
+#[derive(Debug, Clone, Copy)]
+struct Wanted<'a> {
+    /// For errors.
+    what: &'a str,
+    method: &'a Method,
+    /// `manifests` or `blobs`.
+    kind: &'a str,
+    /// Tag or digest.
+    name: &'a str,
+}
+
 /// A blob that is being sent.
 #[derive(Debug)]
 pub(super) struct Blob {
@@ -56,17 +72,18 @@ pub(super) struct Blob {
 }
 
 impl Registry {
-    /// No connection is made yet.
+    /// No connection is made yet. `hosts` are asked in their order.
     pub(super) fn new(
         transport: Arc<Transport>,
         reference: Reference,
+        hosts: Vec<Host>,
         credentials: Credentials,
     ) -> Result<Self, ImageError> {
-        let origin = transport.origin(reference.host()).map_err(|_| ImageError::InvalidReference {
+        let own = transport.origin(reference.host()).map_err(|_| ImageError::InvalidReference {
             reference: reference.to_string(),
             reason: "has a registry that is not host or host:port",
         })?;
-        Ok(Self { transport, reference, origin, credentials, authorization: Mutex::default() })
+        Ok(Self { transport, reference, hosts, own, credentials, authorization: Mutex::default() })
     }
 
     /// The reference that is pulled.
@@ -76,18 +93,14 @@ impl Registry {
 
     /// The digest that the registry gives for the tag or digest of the reference, if it says so in a head: only a hint.
     pub(super) async fn head(&self) -> Result<Option<Digest>, ImageError> {
-        let what = format!("manifest {}", self.reference.selector_text());
-        let path = self.path("manifests", &self.reference.selector_text());
-        let answered = self.ask(&what, Method::HEAD, path, Some(manifest::accepted())).await?;
+        let answered = self.ask_manifest(&Method::HEAD, &self.reference.selector_text()).await?;
         Ok(text(answered.response.headers(), "docker-content-digest").and_then(|digest| digest.parse().ok()))
     }
 
     /// A manifest or an index by tag or digest, not looked into.
     pub(super) async fn manifest(&self, selector: &str) -> Result<Document, ImageError> {
         let what = format!("manifest {selector}");
-        let answered = self
-            .ask(&what, Method::GET, self.path("manifests", selector), Some(manifest::accepted()))
-            .await?;
+        let answered = self.ask_manifest(&Method::GET, selector).await?;
         let headers = answered.response.headers();
         let media_type = text(headers, header::CONTENT_TYPE.as_str())
             .map(|value| value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
@@ -107,8 +120,7 @@ impl Registry {
         if max > MAX_DOCUMENT {
             return Err(self.content(&what, format!("is larger than the limit of {MAX_DOCUMENT} bytes")));
         }
-        let answered =
-            self.ask(&what, Method::GET, self.path("blobs", &descriptor.digest.to_string()), None).await?;
+        let answered = self.ask_blob(&what, &descriptor.digest).await?;
         let bytes = self
             .transport
             .document(answered.response.into_body(), max)
@@ -121,8 +133,7 @@ impl Registry {
     /// A blob as a stream. Nothing is verified yet but the length that the head gives.
     pub(super) async fn blob(&self, descriptor: &Descriptor) -> Result<Blob, ImageError> {
         let what = format!("layer {descriptor}");
-        let answered =
-            self.ask(&what, Method::GET, self.path("blobs", &descriptor.digest.to_string()), None).await?;
+        let answered = self.ask_blob(&what, &descriptor.digest).await?;
         let body = answered.response.into_body();
         match body.size_hint().exact() {
             Some(length) if length != descriptor.size => Err(self.content(
@@ -147,7 +158,7 @@ impl Registry {
     pub(super) fn content(&self, descriptor: &str, reason: impl Into<String>) -> ImageError {
         ImageError::Content {
             reference: self.reference.to_string(),
-            host: self.origin.to_string(),
+            host: self.hosts.iter().map(|host| host.origin.to_string()).collect::<Vec<_>>().join(" or "),
             descriptor: descriptor.to_owned(),
             reason: reason.into(),
         }
@@ -158,33 +169,59 @@ impl Registry {
         ImageError::Unsupported { reference: self.reference.to_string(), what: what.into() }
     }
 
-    fn path(&self, kind: &str, name: &str) -> String {
-        format!("/v2/{}/{kind}/{name}", self.reference.path())
+    async fn ask_manifest(&self, method: &Method, name: &str) -> Result<Answered, ImageError> {
+        self.ask(Wanted { what: &format!("manifest {name}"), method, kind: "manifests", name }).await
+    }
+
+    async fn ask_blob(&self, what: &str, digest: &Digest) -> Result<Answered, ImageError> {
+        self.ask(Wanted { what, method: &Method::GET, kind: "blobs", name: &digest.to_string() }).await
+    }
+
+    /// Asks one host after another until one has it. The error is that of the last, and tells the others' too.
+    async fn ask(&self, wanted: Wanted<'_>) -> Result<Answered, ImageError> {
+        let is_tag = !wanted.name.contains(':');
+        let mut failed: Option<ImageError> = None;
+        for host in self.hosts.iter().filter(|host| if is_tag { host.resolves } else { host.pulls }) {
+            match self.ask_host(host, wanted).await {
+                Ok(answered) => return Ok(answered),
+                Err(error) => {
+                    failed = Some(match failed {
+                        Some(earlier) => error.after(&earlier),
+                        None => error,
+                    });
+                }
+            }
+        }
+        Err(failed.unwrap_or_else(|| self.content(wanted.what, "no host may be asked for this")))
     }
 
     /// Asks, and answers one challenge.
-    async fn ask(
-        &self,
-        what: &str,
-        method: Method,
-        path: String,
-        accept: Option<HeaderValue>,
-    ) -> Result<Answered, ImageError> {
-        let known = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut ask = Ask { method, path, accept, authorization: known };
-        let mut answered = self.send(what, &ask).await?;
+    async fn ask_host(&self, host: &Host, wanted: Wanted<'_>) -> Result<Answered, ImageError> {
+        let what = wanted.what;
+        let is_own = host.origin == self.own;
+        let known = is_own
+            .then(|| self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone())
+            .flatten();
+        let mut ask = Ask {
+            method: wanted.method.clone(),
+            path: format!("{}/{}/{}/{}", host.base, self.reference.path(), wanted.kind, wanted.name),
+            accept: (wanted.kind == "manifests").then(manifest::accepted),
+            authorization: known,
+        };
+        let mut answered = self.send(&host.origin, what, &ask).await?;
         if answered.response.status() == StatusCode::UNAUTHORIZED
-            && answered.origin == self.origin
+            && is_own
+            && answered.origin == host.origin
             && ask.authorization.is_none()
         {
             match self.credentials.answer(&challenges(answered.response.headers())) {
                 Answer::Header(value) => {
                     *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(value.clone());
                     ask.authorization = Some(value);
-                    answered = self.send(what, &ask).await?;
+                    answered = self.send(&host.origin, what, &ask).await?;
                 }
                 Answer::Unsupported(needed) => {
-                    return Err(self.unsupported(format!("{needed} at {}", self.origin)));
+                    return Err(self.unsupported(format!("{needed} at {}", host.origin)));
                 }
                 Answer::Nothing => (),
             }
@@ -196,8 +233,8 @@ impl Registry {
         }
     }
 
-    async fn send(&self, what: &str, ask: &Ask) -> Result<Answered, ImageError> {
-        self.transport.ask(&self.origin, ask).await.map_err(|broken| self.broken(what, &self.origin, broken))
+    async fn send(&self, origin: &Origin, what: &str, ask: &Ask) -> Result<Answered, ImageError> {
+        self.transport.ask(origin, ask).await.map_err(|broken| self.broken(what, origin, broken))
     }
 
     fn broken(&self, what: &str, host: &Origin, broken: Broken) -> ImageError {

@@ -692,3 +692,64 @@ async fn directories_that_a_layer_does_not_name_look_as_below() {
     store.images.remove(&reference).await.unwrap();
     store.settles_with(&[]).await;
 }
+
+/// A store that asks the registries of `hosts` as its text says.
+fn store_with_hosts(directory: &Path, registry: &str, hosts: &str) -> super::Images {
+    let files = directory.join("hosts.d").join(registry);
+    std::fs::create_dir_all(&files).unwrap();
+    std::fs::write(files.join("hosts.toml"), hosts).unwrap();
+    let options = super::Options { hosts_dirs: vec![directory.join("hosts.d")], ..super::Options::default() };
+    let images = super::Images::open(directory, options).unwrap();
+    images.recovered();
+    images
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mirrors_are_asked_in_order_and_see_no_credentials() {
+    let (mirror, upstream) = (TestRegistry::start().await, TestRegistry::start().await);
+    let directory = tempfile::tempdir().unwrap();
+    let here = |registry: &TestRegistry| registry.address.to_string();
+    let pushed = mirror.push("app", "v1", &two_layers());
+    upstream.push("other", "v1", &two_layers());
+    upstream.protect("Basic dTpw");
+    let hosts = format!("[host.\"http://{}\"]", here(&mirror));
+    let images = store_with_hosts(directory.path(), &here(&upstream), &hosts);
+    let auth = Some(Auth { username: "u".into(), password: "p".into(), ..Auth::default() });
+
+    let image = images.pull(&upstream.reference("app:v1"), auth.clone()).await.unwrap();
+    assert_eq!(image.id, pushed.config.to_string());
+    assert_eq!(
+        image.repo_tags,
+        [upstream.reference("app:v1")],
+        "the name is the reference's, not the mirror's"
+    );
+    assert_eq!(upstream.authorizations(), [], "what the mirror has is not asked for elsewhere");
+
+    // The mirror has not this one, and the registry itself has.
+    images.pull(&upstream.reference("other:v1"), auth.clone()).await.unwrap();
+    mirror.protect("Basic dTpw");
+    let error = images.pull(&upstream.reference("none:v1"), auth).await.unwrap_err();
+    assert!(mirror.authorizations().iter().all(|(_, authorization)| authorization.is_none()));
+    let ImageError::Registry { status: 404, .. } = &error else { panic!("{error}") };
+    let text = error.to_string();
+    assert!(text.contains("answered 401") && text.contains(&here(&mirror)), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_is_down_gives_way_and_one_that_is_the_server_does_not() {
+    let (down, upstream) = (TestRegistry::start().await, TestRegistry::start().await);
+    upstream.push("app", "v1", &two_layers());
+    down.fault("/v2/app/manifests/v1", Fault::Status(503));
+    let mirror = format!("http://{}", down.address);
+    for (server, is_pulled) in [(String::new(), true), (format!("server = \"{mirror}\"\n"), false)] {
+        let directory = tempfile::tempdir().unwrap();
+        let hosts = format!("{server}[host.\"{mirror}\"]");
+        let images = store_with_hosts(directory.path(), &upstream.address.to_string(), &hosts);
+        let pulled = images.pull(&upstream.reference("app:v1"), None).await;
+        match pulled {
+            Ok(_) => assert!(is_pulled),
+            Err(ImageError::RegistryUnavailable { host, .. }) => assert!(!is_pulled && host == mirror),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}

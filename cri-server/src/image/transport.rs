@@ -113,6 +113,21 @@ impl Transport {
         Ok(Origin { secure, host, port: port.unwrap_or(default_port(secure)) })
     }
 
+    /// Origin and path of a URL that an administrator wrote; https if it names no scheme. What is written counts: plain HTTP
+    /// needs no other permission.
+    pub(super) fn place(&self, url: &str) -> Option<(Origin, String)> {
+        let absolute = if url.contains("://") { url.to_owned() } else { format!("https://{url}") };
+        let uri: Uri = absolute.parse().ok()?;
+        let secure = match uri.scheme_str()? {
+            "https" => true,
+            "http" => false,
+            _ => return None,
+        };
+        let (host, port) = parse_authority(uri.authority()?.as_str()).ok()?;
+        let origin = Origin { secure, port: port.unwrap_or(default_port(secure)), host };
+        uri.query().is_none().then(|| (origin, uri.path().to_owned()))
+    }
+
     /// Sends, follows redirects, and returns the first answer that is none. The limit is one of progress.
     pub(super) async fn ask(&self, origin: &Origin, ask: &Ask) -> Result<Answered, Broken> {
         let (mut at, mut path) = (origin.clone(), ask.path.clone());
@@ -202,7 +217,7 @@ impl Transport {
         if from.secure && !secure {
             return Err(refused("which would leave TLS"));
         }
-        if !secure && !self.is_plain(&to.host, Some(to.port)) {
+        if !secure && to != *from && !self.is_plain(&to.host, Some(to.port)) {
             return Err(refused("which is not allowed without TLS"));
         }
         if is_loopback(&to.host) && !is_loopback(&from.host) {
