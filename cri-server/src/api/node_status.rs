@@ -7,7 +7,9 @@ use serde_json::json;
 
 use super::wire;
 use crate::config::{Config, NetworkMode};
+use crate::network::Network;
 use crate::node::Node;
+use crate::step::Operations;
 
 /// Answers Version. A kubelet makes the prefix of every container id from the name: it never changes.
 pub(super) fn version() -> wire::VersionResponse {
@@ -25,9 +27,9 @@ pub(super) fn status(node: &Node, verbose: bool) -> wire::StatusResponse {
     let config = node.config.load();
     wire::StatusResponse {
         status: Some(wire::RuntimeStatus {
-            conditions: vec![runtime_ready(node.gate.is_open()), network_ready(&config)],
+            conditions: vec![runtime_ready(node.gate.is_open()), network_ready(&config, node.network().ok())],
         }),
-        info: if verbose { info(&config) } else { BTreeMap::new() },
+        info: if verbose { info(&config, &node.operations) } else { BTreeMap::new() },
         runtime_handlers: config
             .handlers
             .keys()
@@ -63,10 +65,12 @@ fn runtime_ready(recovered: bool) -> wire::RuntimeCondition {
     condition("RuntimeReady", wrong)
 }
 
-fn network_ready(config: &Config) -> wire::RuntimeCondition {
+fn network_ready(config: &Config, network: Option<&Network>) -> wire::RuntimeCondition {
     let wrong = match config.network.mode {
-        // `Node::open` does not return while the built-in network cannot be set up.
-        NetworkMode::Builtin => None,
+        NetworkMode::Builtin if network.is_some_and(Network::is_ready) => None,
+        NetworkMode::Builtin => {
+            Some(("NetworkPluginNotReady", "the daemon is still setting up its pod network"))
+        }
         NetworkMode::None => Some((
             "NetworkPluginNotReady",
             "no pod network is configured: set network.mode = \"builtin\" and network.ranges in the configuration",
@@ -75,8 +79,23 @@ fn network_ready(config: &Config) -> wire::RuntimeCondition {
     condition("NetworkReady", wrong)
 }
 
-/// `stateDir` is read by critest, `sandboxImage` by kubeadm.
-fn info(config: &Config) -> BTreeMap<String, String> {
+/// `stateDir` is read by critest, `sandboxImage` by kubeadm. Beside the configuration: what is under way, at which step,
+/// and how long it has been there.
+fn info(config: &Config, operations: &Operations) -> BTreeMap<String, String> {
+    let under_way: Vec<_> = operations
+        .in_flight()
+        .iter()
+        .map(|progress| {
+            let (step, age) = progress.at();
+            json!({
+                "operation": progress.operation.name,
+                "id": progress.id,
+                "milliseconds": progress.begun.elapsed().as_secs_f64() * 1000.0,
+                "step": step,
+                "stepMilliseconds": age.as_secs_f64() * 1000.0,
+            })
+        })
+        .collect();
     let document = json!({
         "instance": config.instance,
         "rootDir": config.root,
@@ -88,7 +107,10 @@ fn info(config: &Config) -> BTreeMap<String, String> {
         "network": config.network,
         "handlers": config.handlers,
     });
-    BTreeMap::from([("config".to_owned(), document.to_string())])
+    BTreeMap::from([
+        ("config".to_owned(), document.to_string()),
+        ("operations".to_owned(), json!(under_way).to_string()),
+    ])
 }
 
 #[cfg(test)]
@@ -105,11 +127,12 @@ mod tests {
 
     #[test]
     fn a_missing_network_says_what_to_set() {
-        let condition = network_ready(&Config::default());
+        let condition = network_ready(&Config::default(), Some(&Network::None));
         assert_eq!((condition.status, condition.reason.as_str()), (false, "NetworkPluginNotReady"));
         assert!(condition.message.contains("network.mode"));
         let text = "[network]\nmode = \"builtin\"\nranges = [\"10.9.0.0/24\"]";
-        assert!(network_ready(&Config::parse(text, Path::new("test")).unwrap()).status);
+        let builtin = Config::parse(text, Path::new("test")).unwrap();
+        assert!(!network_ready(&builtin, None).status, "not before recovery has started it");
         assert!(!runtime_ready(false).status && runtime_ready(true).status);
     }
 
@@ -129,7 +152,7 @@ mod tests {
 
     #[test]
     fn verbose_names_what_tools_read() {
-        let info = info(&Config::default());
+        let info = info(&Config::default(), &Operations::default());
         let document: serde_json::Value = serde_json::from_str(&info["config"]).unwrap();
         assert_eq!(document["stateDir"], "/run/cove");
         assert!(document["sandboxImage"].as_str().unwrap().contains("pause"));

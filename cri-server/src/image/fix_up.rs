@@ -38,7 +38,7 @@ enum Look {
     /// Something that hides the layers below.
     Hidden,
     /// A directory, and whether it hides the layers below.
-    Directory(Tree, bool),
+    Directory { opaque: bool },
 }
 
 /// The name under which the fix-up layer of an image lies.
@@ -109,11 +109,11 @@ fn source(levels: &[Level], path: &Path) -> Result<Option<(usize, bool)>, PathEr
         match look(&level.tree, path)? {
             Look::Absent => (),
             Look::Hidden => return Ok(None),
-            Look::Directory(..) if !level.implicit.contains(path) => {
+            Look::Directory { .. } if !level.implicit.contains(path) => {
                 return Ok(Some((number, is_unnamed_above)));
             }
-            Look::Directory(_, true) => return Ok(None),
-            Look::Directory(_, false) => is_unnamed_above = true,
+            Look::Directory { opaque: true } => return Ok(None),
+            Look::Directory { opaque: false } => is_unnamed_above = true,
         }
     }
     Ok(None)
@@ -136,7 +136,7 @@ fn look(root: &Tree, path: &Path) -> Result<Look, PathError> {
             },
         }
     }
-    Ok(at.map_or(Look::Absent, |tree| Look::Directory(tree, hides)))
+    Ok(at.map_or(Look::Absent, |_| Look::Directory { opaque: hides }))
 }
 
 fn is_opaque(directory: &Tree) -> Result<bool, PathError> {

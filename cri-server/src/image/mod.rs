@@ -249,6 +249,7 @@ impl Images {
     }
 
     /// The image that this container holds, also after its names were removed.
+    #[cfg(test)]
     pub fn held(&self, container_id: &str) -> Option<Arc<Image>> {
         let index = self.shared.store.index();
         let id: Digest = index.holds.get(container_id)?.parse().ok()?;
