@@ -24,6 +24,7 @@ mod node;
 mod readiness;
 mod sandbox;
 mod shim;
+mod stats;
 mod step;
 mod store;
 

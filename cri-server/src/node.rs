@@ -23,6 +23,7 @@ use crate::network::Network;
 use crate::sandbox::config::{SandboxConfig, SandboxName};
 use crate::sandbox::live::Sandbox;
 use crate::shim::Launcher;
+use crate::stats::Usage;
 use crate::step::{Operation, Operations};
 use crate::store::{self, Clock, Index, RootLock};
 
@@ -55,6 +56,8 @@ pub struct Node {
     pub clock: Clock,
     /// Operations in flight.
     pub operations: Operations,
+    /// What is kept between two readings of what pods use.
+    pub usage: Usage,
     /// Every task that must end before the daemon does.
     pub tasks: TaskTracker,
     /// The daemon is about to end: nobody waits for what may come later.
@@ -86,6 +89,7 @@ impl Node {
             events: Arc::default(),
             clock: Clock::default(),
             operations: Operations::default(),
+            usage: Usage::default(),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             network: OnceLock::new(),

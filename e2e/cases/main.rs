@@ -24,6 +24,7 @@ mod lifecycle;
 mod network;
 mod restart;
 mod sandbox;
+mod stats;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -38,6 +39,7 @@ fn main() {
         ("exec", exec::CASES),
         ("image", image::CASES),
         ("network", network::CASES),
+        ("stats", stats::CASES),
         ("lifecycle", lifecycle::CASES),
         ("restart", restart::CASES),
         ("bad_input", bad_input::CASES),

@@ -2,6 +2,7 @@
 //! says so by its name.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
@@ -34,7 +35,7 @@ use super::wire::{
 use crate::container::{self, ContainerView};
 use crate::error::Error;
 use crate::node::Node;
-use crate::sandbox;
+use crate::{sandbox, stats};
 
 /// Serves the pods and containers of a node.
 #[derive(Debug)]
@@ -45,6 +46,11 @@ pub(super) struct RuntimeApi {
 impl RuntimeApi {
     pub(super) fn new(node: Arc<Node>) -> Self {
         Self { node }
+    }
+
+    /// Where writable layers lie, as ImageFsInfo says it.
+    fn disk(&self) -> PathBuf {
+        self.node.images.fs_info().mountpoint
     }
 }
 
@@ -234,6 +240,46 @@ impl RuntimeService for RuntimeApi {
         Ok(Response::new(node_status::runtime_config()))
     }
 
+    async fn container_stats(
+        &self,
+        request: Request<ContainerStatsRequest>,
+    ) -> Result<Response<ContainerStatsResponse>, Status> {
+        let id = container_id(request.into_inner().container_id)?;
+        let usage = stats::container(&self.node, &id).await?;
+        let stats = Some(convert::stats::container(&usage, &self.disk()));
+        Ok(Response::new(ContainerStatsResponse { stats }))
+    }
+
+    async fn list_container_stats(
+        &self,
+        request: Request<ListContainerStatsRequest>,
+    ) -> Result<Response<ListContainerStatsResponse>, Status> {
+        let filter = convert::stats::container_filter(request.into_inner().filter);
+        let (usages, disk) = (stats::containers(&self.node, filter).await?, self.disk());
+        let stats = usages.iter().map(|usage| convert::stats::container(usage, &disk)).collect();
+        Ok(Response::new(ListContainerStatsResponse { stats }))
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<PodSandboxStatsRequest>,
+    ) -> Result<Response<PodSandboxStatsResponse>, Status> {
+        let id = sandbox_id(request.into_inner().pod_sandbox_id)?;
+        let usage = stats::sandbox(&self.node, &id).await?;
+        let stats = Some(convert::stats::sandbox(&usage, &self.disk()));
+        Ok(Response::new(PodSandboxStatsResponse { stats }))
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<ListPodSandboxStatsRequest>,
+    ) -> Result<Response<ListPodSandboxStatsResponse>, Status> {
+        let filter = convert::stats::sandbox_filter(request.into_inner().filter);
+        let (usages, disk) = (stats::sandboxes(&self.node, filter).await?, self.disk());
+        let stats = usages.iter().map(|usage| convert::stats::sandbox(usage, &disk)).collect();
+        Ok(Response::new(ListPodSandboxStatsResponse { stats }))
+    }
+
     // Not built yet.
 
     async fn stream_pod_sandboxes(
@@ -279,39 +325,11 @@ impl RuntimeService for RuntimeApi {
         unserved("PortForward")
     }
 
-    async fn container_stats(
-        &self,
-        _: Request<ContainerStatsRequest>,
-    ) -> Result<Response<ContainerStatsResponse>, Status> {
-        unserved("ContainerStats")
-    }
-
-    async fn list_container_stats(
-        &self,
-        _: Request<ListContainerStatsRequest>,
-    ) -> Result<Response<ListContainerStatsResponse>, Status> {
-        unserved("ListContainerStats")
-    }
-
     async fn stream_container_stats(
         &self,
         _: Request<StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
         unserved("StreamContainerStats")
-    }
-
-    async fn pod_sandbox_stats(
-        &self,
-        _: Request<PodSandboxStatsRequest>,
-    ) -> Result<Response<PodSandboxStatsResponse>, Status> {
-        unserved("PodSandboxStats")
-    }
-
-    async fn list_pod_sandbox_stats(
-        &self,
-        _: Request<ListPodSandboxStatsRequest>,
-    ) -> Result<Response<ListPodSandboxStatsResponse>, Status> {
-        unserved("ListPodSandboxStats")
     }
 
     async fn stream_pod_sandbox_stats(

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use cove_runtime::cgroup::{Cgroup, CgroupPath, Hierarchies, Limits};
+use cove_runtime::cgroup::{Cgroup, CgroupPath, Hierarchies, Limits, StatsReader};
 use cove_runtime::protocol::CgroupPlace;
 
 use crate::blocking;
@@ -127,6 +127,28 @@ impl Cgroups {
         blocking::run(move || match tree.open(&path)? {
             Some(cgroup) => place_of(&cgroup, tree.unified()),
             None => Ok(Placement::nowhere()),
+        })
+        .await
+    }
+
+    /// Opens what statistics of a cgroup come from; none if it is gone. Blocking.
+    pub fn reader(&self, path: &Path) -> Result<Option<StatsReader>, Error> {
+        match self.tree.open(&CgroupPath::new(path)?)? {
+            Some(cgroup) => Ok(Some(cgroup.stats()?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Changes limits of a cgroup that is in use: all of them, or none. False: it is gone.
+    pub async fn change_limits(&self, path: &Path, limits: Limits) -> Result<bool, Error> {
+        let tree = Arc::clone(&self.tree);
+        let path = CgroupPath::new(path)?;
+        blocking::run(move || match tree.open(&path)? {
+            Some(cgroup) => {
+                cgroup.change_limits(&limits)?;
+                Ok(true)
+            }
+            None => Ok(false),
         })
         .await
     }

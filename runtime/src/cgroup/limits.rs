@@ -6,6 +6,22 @@ use super::CgroupError;
 use super::group::{Cgroup, Group};
 use super::hierarchy::Version;
 
+/// Every file that a limit is written to, of both versions.
+const FILES: [&str; 12] = [
+    "cpu.shares",
+    "cpu.cfs_period_us",
+    "cpu.cfs_quota_us",
+    "cpu.weight",
+    "cpu.max",
+    "cpuset.cpus",
+    "cpuset.mems",
+    "memory.limit_in_bytes",
+    "memory.memsw.limit_in_bytes",
+    "memory.swap.max",
+    "memory.max",
+    "pids.max",
+];
+
 /// Limits in the words of the OCI runtime spec; none is unset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Limits {
@@ -39,6 +55,42 @@ impl Cgroup {
         self.set_memory(limits)?;
         let Some(pids) = limits.pids else { return Ok(()) };
         self.group("pids")?.write("pids.max", &or_max(pids))
+    }
+
+    /// As [`Self::set_limits`] for a group that is in use: when one is refused, what was there before is put back.
+    ///
+    /// # Errors
+    /// As [`Self::set_limits`].
+    pub fn change_limits(&self, limits: &Limits) -> Result<(), CgroupError> {
+        let before = self.limit_files();
+        self.set_limits(limits).inspect_err(|_| self.put_back(&before))
+    }
+
+    /// What the limit files hold now.
+    fn limit_files(&self) -> Vec<(&Group, &'static str, String)> {
+        let mut files = Vec::new();
+        for group in &self.groups {
+            for file in FILES {
+                // A file that this version or this kernel does not have was not written either.
+                if let Ok(value) = group.read(file) {
+                    files.push((group, file, value.trim().to_owned()));
+                }
+            }
+        }
+        files
+    }
+
+    /// Twice: v1 keeps one limit of memory below another, so the first round may be refused where the second is not.
+    fn put_back(&self, files: &[(&Group, &'static str, String)]) {
+        for _ in 0..2 {
+            for (group, file, value) in files {
+                if group.read(file).is_ok_and(|now| now.trim() == value) {
+                    continue;
+                }
+                // Whoever asked is told what was refused; what cannot be put back stays as it is.
+                let _ = group.write(file, value);
+            }
+        }
     }
 
     fn set_cpu(&self, limits: &Limits) -> Result<(), CgroupError> {
@@ -301,6 +353,35 @@ mod test {
             let error = cgroup.set_limits(&limits).unwrap_err().to_string();
             assert!(error.contains(value) && error.contains(file), "{error}");
         }
+    }
+
+    #[test]
+    fn a_refused_change_leaves_what_was_there() {
+        let scratch = Scratch::new("change");
+        let cgroup = scratch.create("pod");
+        let first = Limits {
+            cpu_shares: Some(512),
+            memory: Some(64 << 20),
+            memory_swap: Some(96 << 20),
+            ..Default::default()
+        };
+        cgroup.set_limits(&first).unwrap();
+        let before: Vec<String> = cgroup.limit_files().into_iter().map(|(_, _, value)| value).collect();
+        let refused = Limits {
+            cpu_shares: Some(1024),
+            cpu_quota: Some(20_000),
+            memory: Some(128 << 20),
+            memory_swap: Some(128 << 20),
+            pids: Some(i64::MIN),
+            cpuset_cpus: Some("4000".into()),
+            ..Default::default()
+        };
+        assert!(cgroup.change_limits(&refused).is_err());
+        let after: Vec<String> = cgroup.limit_files().into_iter().map(|(_, _, value)| value).collect();
+        assert_eq!(before, after);
+        let grown = Limits { cpuset_cpus: None, pids: Some(5), ..refused };
+        cgroup.change_limits(&grown).unwrap();
+        assert_eq!(value(&cgroup, "pids", "pids.max", "pids.max"), "5");
     }
 
     #[test]

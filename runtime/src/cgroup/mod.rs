@@ -22,7 +22,7 @@ pub use error::CgroupError;
 pub use group::Cgroup;
 pub use limits::Limits;
 pub use path::CgroupPath;
-pub use stats::{MemoryStats, Stats, StatsReader};
+pub use stats::{MemoryStats, Pressure, Stall, Stats, StatsReader, SwapStats};
 pub use tree::Hierarchies;
 
 #[cfg(test)]

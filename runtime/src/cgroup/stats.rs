@@ -14,14 +14,53 @@ use super::hierarchy::Version;
 const FILE_SIZE: usize = 4096;
 
 /// What a cgroup and those below it have used.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Stats {
     /// CPU time since the group was made, in nanoseconds.
     pub cpu_usage_ns: u64,
     /// Memory.
     pub memory: MemoryStats,
+    /// Swap; `None` where the kernel does not count it.
+    pub swap: Option<SwapStats>,
     /// Processes and threads now.
     pub pids: u64,
+    /// Waiting for CPU; `None` where the kernel does not measure it (cgroup v1, or PSI turned off).
+    pub cpu_pressure: Option<Pressure>,
+    /// Waiting for memory.
+    pub memory_pressure: Option<Pressure>,
+    /// Waiting for disks.
+    pub io_pressure: Option<Pressure>,
+}
+
+/// Swap that a cgroup uses, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SwapStats {
+    /// In use.
+    pub usage: u64,
+    /// The most that may be; `None` without a limit.
+    pub limit: Option<u64>,
+}
+
+/// Pressure stall information: the kernel's accounting/psi.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Pressure {
+    /// Some process waited.
+    pub some: Stall,
+    /// Every process waited.
+    pub full: Stall,
+}
+
+/// How long processes waited.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Stall {
+    /// Percent of the last 10 seconds.
+    pub avg10: f64,
+    /// Percent of the last 60 seconds.
+    pub avg60: f64,
+    /// Percent of the last 300 seconds.
+    pub avg300: f64,
+    /// In all, in nanoseconds.
+    pub total_ns: u64,
 }
 
 /// Memory that a cgroup uses, in bytes.
@@ -50,6 +89,10 @@ pub struct StatsReader {
     memory_limit: File,
     memory_stat: File,
     pids: File,
+    /// v2 where swap is counted: what is used, and the limit.
+    swap: Option<(File, File)>,
+    /// v2 where pressure is measured: of cpu, memory and io.
+    pressure: [Option<File>; 3],
 }
 
 impl Cgroup {
@@ -71,7 +114,23 @@ impl Cgroup {
             memory_limit: open("memory", "memory.limit_in_bytes", "memory.max")?,
             memory_stat: open("memory", "memory.stat", "memory.stat")?,
             pids: open("pids", "pids.current", "pids.current")?,
+            swap: self.open_if_there("memory.swap.current")?.zip(self.open_if_there("memory.swap.max")?),
+            pressure: [
+                self.open_if_there("cpu.pressure")?,
+                self.open_if_there("memory.pressure")?,
+                self.open_if_there("io.pressure")?,
+            ],
         })
+    }
+
+    /// A file of v2 that depends on the kernel's configuration.
+    fn open_if_there(&self, name: &str) -> Result<Option<File>, CgroupError> {
+        let Some(group) = self.groups.first().filter(|_| self.unified) else { return Ok(None) };
+        match group.open_file(name, OFlags::RDONLY) {
+            Ok(file) => Ok(Some(File::from(file))),
+            Err(CgroupError::System { source, .. }) if is_gone(&source) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -96,9 +155,61 @@ impl StatsReader {
         };
         let usage = number(&text(&self.memory_usage)?)?;
         let limit = limit(&text(&self.memory_limit)?)?;
-        let memory = memory(self.version, usage, limit, &text(&self.memory_stat)?);
-        Ok(Stats { cpu_usage_ns, memory, pids: number(&text(&self.pids)?)? })
+        let stat = text(&self.memory_stat)?;
+        let memory = memory(self.version, usage, limit, &stat);
+        let swap = match (&self.version, &self.swap) {
+            (Version::V1, _) => swap_v1(&stat),
+            (Version::V2, None) => None,
+            (Version::V2, Some((usage, max))) => {
+                Some(SwapStats { usage: number(&text(usage)?)?, limit: self::limit(&text(max)?)? })
+            }
+        };
+        let [cpu_pressure, memory_pressure, io_pressure] =
+            self.pressure.each_ref().map(|file| file.as_ref().map_or(Ok(None), pressure));
+        Ok(Stats {
+            cpu_usage_ns,
+            memory,
+            swap,
+            pids: number(&text(&self.pids)?)?,
+            cpu_pressure: cpu_pressure?,
+            memory_pressure: memory_pressure?,
+            io_pressure: io_pressure?,
+        })
     }
+}
+
+/// v1 counts memory and swap together, and tells both limits in memory.stat; none of it where swap is not counted.
+fn swap_v1(stat: &str) -> Option<SwapStats> {
+    const NONE: u64 = 1 << 62;
+    let usage = field(stat, "total_swap")?;
+    let (memory, both) =
+        (field(stat, "hierarchical_memory_limit")?, field(stat, "hierarchical_memsw_limit")?);
+    Some(SwapStats { usage, limit: (both < NONE).then(|| both.saturating_sub(memory)) })
+}
+
+/// Not measured is no error: PSI can be turned off at boot, and then these files refuse to be read.
+fn pressure(file: &File) -> io::Result<Option<Pressure>> {
+    match text(file) {
+        Ok(text) => Ok(parse_pressure(&text)),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::OPNOTSUPP.raw_os_error()) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, and a line for `full`, which cpu had not before 5.13.
+fn parse_pressure(text: &str) -> Option<Pressure> {
+    let stall = |kind: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(kind)?.strip_prefix(' '))?;
+        let value = |key: &str| line.split(' ').find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+        let average = |key: &str| value(key)?.parse().ok();
+        Some(Stall {
+            avg10: average("avg10")?,
+            avg60: average("avg60")?,
+            avg300: average("avg300")?,
+            total_ns: value("total")?.parse::<u64>().ok()?.saturating_mul(1000),
+        })
+    };
+    Some(Pressure { some: stall("some")?, full: stall("full").unwrap_or_default() })
 }
 
 fn memory(version: Version, usage: u64, limit: Option<u64>, stat: &str) -> MemoryStats {
@@ -200,6 +311,24 @@ mod test {
         assert_eq!(memory(Version::V1, 100, Some(200), v1), expected);
         assert_eq!(memory(Version::V2, 100, Some(200), v2), expected);
         assert_eq!(memory(Version::V2, 5, None, v2).working_set, 0);
+    }
+
+    #[test]
+    fn reads_swap_and_pressure() {
+        let stat = "hierarchical_memory_limit 100\nhierarchical_memsw_limit 150\ntotal_swap 7\n";
+        assert_eq!(swap_v1(stat), Some(SwapStats { usage: 7, limit: Some(50) }));
+        assert_eq!(swap_v1(&stat.replace("150", "9223372036854771712")).unwrap().limit, None);
+        assert_eq!(swap_v1("total_rss 5\n"), None);
+        let text = "some avg10=1.50 avg60=0.25 avg300=0.00 total=12\n";
+        let read = parse_pressure(text).unwrap();
+        assert_eq!((read.some.avg10, read.some.total_ns, read.full), (1.5, 12_000, Stall::default()));
+        let both = format!("{text}full avg10=0.00 avg60=0.00 avg300=0.10 total=3\n");
+        assert_eq!(parse_pressure(&both).unwrap().full.total_ns, 3000);
+        for bad in
+            ["", "some", "some avg10=x avg60=0 avg300=0 total=0", "full avg10=0 avg60=0 avg300=0 total=0"]
+        {
+            assert_eq!(parse_pressure(bad), None, "{bad:?}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub(super) mod process;
 pub(super) mod sandbox;
 pub(super) mod security;
 pub(super) mod signal;
+pub(super) mod stats;
 pub(super) mod status;
 pub(super) mod verbose;
 

@@ -39,7 +39,7 @@ pub(in crate::api) fn sandbox(view: &SandboxView) -> wire::PodSandboxStatus {
     }
 }
 
-fn sandbox_name(name: &SandboxName) -> wire::PodSandboxMetadata {
+pub(super) fn sandbox_name(name: &SandboxName) -> wire::PodSandboxMetadata {
     wire::PodSandboxMetadata {
         name: name.name.clone(),
         uid: name.uid.clone(),
@@ -138,7 +138,7 @@ fn times(phase: &ContainerPhase, status: &mut wire::ContainerStatus) {
     }
 }
 
-fn container_name(view: &ContainerView) -> wire::ContainerMetadata {
+pub(super) fn container_name(view: &ContainerView) -> wire::ContainerMetadata {
     wire::ContainerMetadata { name: view.config.name.name.clone(), attempt: view.config.name.attempt }
 }
 
