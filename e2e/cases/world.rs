@@ -95,6 +95,7 @@ async fn run_async(case: &Case) -> Outcome {
         state: directory.join("state"),
         range: "10.214.0.0/24".into(),
         programs: daemon::programs(),
+        hosts: None,
     };
     prepare_netns_directory()?;
     let settings = Saved::now()?;

@@ -29,15 +29,22 @@ pub struct Place {
     pub range: String,
     /// Directory of `cove` and `cove-shim`.
     pub programs: PathBuf,
+    /// Directory of hosts.toml files, if there is one.
+    pub hosts: Option<PathBuf>,
 }
 
 impl Place {
     /// The configuration file's text.
     pub fn config(&self) -> String {
+        let hosts = self.hosts.as_ref().map(|hosts| format!("\n[images]\nhosts_dirs = [{hosts:?}]\n"));
         format!(
             "instance = {:?}\nroot = {:?}\nstate = {:?}\n\n[log]\nlevel = \"info,cove=debug\"\n\n\
-             [network]\nmode = \"builtin\"\nranges = [{:?}]\n",
-            self.instance, self.root, self.state, self.range
+             [network]\nmode = \"builtin\"\nranges = [{:?}]\n{}",
+            self.instance,
+            self.root,
+            self.state,
+            self.range,
+            hosts.unwrap_or_default()
         )
     }
 

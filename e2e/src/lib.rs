@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod crictl;
+pub mod critest;
 pub mod daemon;
 pub mod image;
 pub mod leak;

@@ -1,0 +1,177 @@
+//! critest against Cove, or against another runtime. Behind `hack/conformance`.
+//!
+//! `conformance [--endpoint SOCKET] [--focus REGEX]... [--keep] [-- CRITEST ARGUMENTS...]` starts a registry with the images that
+//! critest asks for, and Cove with an instance of its own; prints each spec that failed or was skipped and why, and the
+//! counts last. All is taken down again; `--keep` leaves the logs and the report.
+//! Another runtime has to read the hosts.toml files of `/var/lib/cove-conf/hosts.d`.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use cove_e2e::Outcome;
+use cove_e2e::crictl::Crictl;
+use cove_e2e::critest::{self, Counts, Run, State};
+use cove_e2e::daemon::{self, Daemon, Place};
+use cove_e2e::registry::Registry;
+
+/// The one spec that cannot pass here: it pulls an image by a digest that only the internet has.
+const OUT_OF_REACH: &str = "public image with digest should be pulled and removed";
+/// Most lines of a failure that are shown: what follows is a dump of a whole object.
+const SHOWN_LINES: usize = 6;
+/// Most characters of such a line.
+const SHOWN_WIDTH: usize = 300;
+
+fn main() -> ExitCode {
+    match Options::parse(std::env::args().skip(1)).and_then(|options| run(&options)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("conformance: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[derive(Default)]
+struct Options {
+    endpoint: Option<PathBuf>,
+    focus: Vec<String>,
+    keep: bool,
+    further: Vec<String>,
+}
+
+impl Options {
+    fn parse(mut words: impl Iterator<Item = String>) -> Outcome<Self> {
+        let mut options = Self::default();
+        while let Some(word) = words.next() {
+            let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
+            match word.as_str() {
+                "--endpoint" => options.endpoint = Some(value()?.trim_start_matches("unix://").into()),
+                "--focus" => options.focus.push(value()?),
+                "--keep" => options.keep = true,
+                "--" => options.further = words.by_ref().collect(),
+                _ => {
+                    return Err(
+                        "usage: [--endpoint SOCKET] [--focus REGEX]... [--keep] [-- ARGUMENTS...]".into()
+                    );
+                }
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// Apart from a Cove that may be installed here.
+fn place() -> Place {
+    Place {
+        instance: "conf".into(),
+        root: "/var/lib/cove-conf".into(),
+        state: "/run/cove-conf".into(),
+        range: "10.87.0.0/24".into(),
+        programs: daemon::programs(),
+        hosts: Some("/var/lib/cove-conf/hosts.d".into()),
+    }
+}
+
+fn run(options: &Options) -> Outcome<bool> {
+    let place = place();
+    if place.root.join("config.toml").exists() {
+        // A run that was killed: what it left is removed by the one who knows what that is.
+        take_down(&place, started(&place)?)?;
+    }
+    fs::create_dir_all(&place.root)?;
+    let registry = Registry::start(&place.root.join("registry"))?;
+    critest::push(&registry)?;
+    mirrors(&place.root.join("hosts.d"), &registry)?;
+    let daemon = if options.endpoint.is_none() { Some(started(&place)?) } else { None };
+    let socket = options.endpoint.clone().unwrap_or_else(|| place.socket());
+    let run =
+        Run { socket: &socket, directory: &place.root, focus: &options.focus, further: &options.further };
+    let counts = run.go().and_then(|report| critest::read(&report));
+    if options.keep {
+        keep(&place, &run)?;
+    }
+    // The run's outcome is the first to tell, and leaving nothing behind comes before telling it.
+    let cleaned = match daemon {
+        Some(daemon) => take_down(&place, daemon),
+        None => remove(&place.root),
+    };
+    let counts = counts?;
+    cleaned?;
+    Ok(tell(&counts))
+}
+
+fn started(place: &Place) -> Outcome<Daemon> {
+    let mut daemon = place.start()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(daemon.connect())?;
+    Ok(daemon)
+}
+
+/// No way around our registry: a test that asks the internet is another test tomorrow.
+fn mirrors(directory: &Path, registry: &Registry) -> Outcome {
+    let url = format!("http://{}", registry.host);
+    for name in critest::MIRRORED {
+        fs::create_dir_all(directory.join(name))?;
+        fs::write(directory.join(name).join("hosts.toml"), format!("server = {url:?}\n\n[host.{url:?}]\n"))?;
+    }
+    Ok(())
+}
+
+fn keep(place: &Place, run: &Run<'_>) -> Outcome {
+    let kept = std::env::temp_dir().join("cove-conformance");
+    fs::create_dir_all(&kept)?;
+    for file in [place.log(), run.log(), place.root.join("report.json")] {
+        if let (true, Some(name)) = (file.exists(), file.file_name()) {
+            fs::copy(&file, kept.join(name))?;
+        }
+    }
+    println!("logs and report: {}", kept.display());
+    Ok(())
+}
+
+fn take_down(place: &Place, daemon: Daemon) -> Outcome {
+    let crictl = Crictl::new(&place.socket());
+    let pods = crictl.run(&["pods", "-q"])?;
+    for pod in pods.lines() {
+        crictl.run(&["rmp", "-f", pod])?;
+    }
+    if !pods.is_empty() {
+        println!("critest left {} pods behind", pods.lines().count());
+    }
+    daemon.stop()?;
+    remove(&place.root)?;
+    remove(&place.state)?;
+    // Cove's table outlives it, so that the pods of a daemon that is upgraded keep their network.
+    let table = Command::new("nft").args(["list", "table", "inet", &place.instance]).output()?;
+    if table.status.success() {
+        Command::new("nft").args(["delete", "table", "inet", &place.instance]).status()?;
+    }
+    Ok(())
+}
+
+fn remove(directory: &Path) -> Outcome {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(format!("remove {}: {error}", directory.display()).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints the result; whether it is good.
+fn tell(counts: &Counts) -> bool {
+    for (state, word) in [(State::Skipped, "SKIPPED"), (State::Failed, "FAILED")] {
+        for spec in counts.of(state) {
+            println!("{word} {}", spec.name);
+            for line in spec.reason.lines().filter(|line| !line.trim().is_empty()).take(SHOWN_LINES) {
+                println!("    {}", line.chars().take(SHOWN_WIDTH).collect::<String>());
+            }
+        }
+    }
+    println!("{}", counts.line());
+    counts.of(State::Failed).all(|spec| spec.name.contains(OUT_OF_REACH))
+        && counts.of(State::Passed).next().is_some()
+}
