@@ -24,6 +24,7 @@ mod lifecycle;
 mod network;
 mod restart;
 mod sandbox;
+mod seccomp;
 mod stats;
 
 use libtest_mimic::{Arguments, Trial};
@@ -36,6 +37,7 @@ fn main() {
     for (room, cases) in [
         ("sandbox", sandbox::CASES),
         ("container", container::CASES),
+        ("seccomp", seccomp::CASES),
         ("exec", exec::CASES),
         ("image", image::CASES),
         ("network", network::CASES),

@@ -203,6 +203,8 @@ const PROGRAMS: &[&str] = &[
     "setsid",
     "nohup",
     "uname",
+    "unshare",
+    "chmod",
 ];
 
 /// Debian's static busybox with links to its programs in /bin: the lowest layer of every test image.

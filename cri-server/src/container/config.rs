@@ -88,6 +88,18 @@ pub struct RunAs {
     pub strict_groups: bool,
 }
 
+/// Which system calls a container's processes may make (CRI `SecurityProfile`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Seccomp {
+    /// All.
+    #[default]
+    Unconfined,
+    /// Those of the default profile.
+    RuntimeDefault,
+    /// Those of a profile on this node: an absolute path.
+    Localhost(PathBuf),
+}
+
 /// `ContainerConfig` after the door: every value checked, nothing in it that is not built.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerConfig {
@@ -127,6 +139,9 @@ pub struct ContainerConfig {
     pub readonly_rootfs: bool,
     /// See prctl(2) PR_SET_NO_NEW_PRIVS.
     pub no_new_privs: bool,
+    /// Which system calls are let through. Records before it was built have none.
+    #[serde(default)]
+    pub seccomp: Seccomp,
     /// Exactly these.
     pub masked_paths: Vec<PathBuf>,
     /// Exactly these.

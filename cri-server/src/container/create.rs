@@ -199,7 +199,9 @@ async fn resolve(
     config: Arc<ContainerConfig>,
 ) -> Result<(ContainerIdentity, Prepared, crate::image::Lease), Error> {
     let lease = node.images.lease(&config.image)?;
-    let prepared = spec::prepare(sandbox, &config, &lease.image, node.cgroups.unified())?;
+    let unified = node.cgroups.unified();
+    let (of, asked, from) = (Arc::clone(sandbox), Arc::clone(&config), Arc::clone(&lease.image));
+    let prepared = blocking::run(move || spec::prepare(&of, &asked, &from, unified)).await?;
     let image = &lease.image;
     let log_path = match (&sandbox.identity.config.log_directory, &config.log_path) {
         (Some(directory), Some(path)) => Some(directory.join(path)),

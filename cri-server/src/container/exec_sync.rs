@@ -168,7 +168,7 @@ async fn seal(container: &Arc<Container>, cmd: Vec<String>) -> Result<OwnedFd, E
     blocking::run(move || {
         let mut process = spec.process().clone().unwrap_or_default();
         process.set_args(Some(cmd));
-        let mut wire = cove_runtime::spec::process(&process, user(&container))?;
+        let mut wire = cove_runtime::spec::exec(&spec, &process, user(&container))?;
         if let Some(env) = &container.identity.raw_env {
             use std::os::unix::ffi::OsStringExt;
             wire.env = env.iter().cloned().map(std::ffi::OsString::from_vec).collect();

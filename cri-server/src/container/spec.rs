@@ -1,9 +1,11 @@
 //! The OCI runtime spec of a container: what was asked for, what the image says, and what every pod gets. It is built
-//! as JSON, since as JSON it is kept and read by people and tools. Pure but for one look at the kernel's capabilities.
+//! as JSON, since as JSON it is kept and read by people and tools. Pure but for one look at the kernel's capabilities, and
+//! a seccomp profile of this node that is read.
 
 mod capabilities;
 mod mounts;
 mod process;
+mod seccomp;
 mod signal;
 
 use oci_spec::runtime::Spec;
@@ -32,7 +34,7 @@ pub struct Prepared {
     pub raw_env: Option<Vec<Vec<u8>>>,
 }
 
-/// Builds the spec, and refuses what cannot be run.
+/// Builds the spec, and refuses what cannot be run. Blocking.
 pub fn prepare(
     sandbox: &Sandbox,
     config: &ContainerConfig,
@@ -53,8 +55,9 @@ fn build(
         let reason = "its sandbox was not made with a shared PID namespace";
         return Err(Error::invalid("config.linux.security_context.namespace_options.pid", reason));
     }
+    let seccomp = seccomp::seccomp(config, capabilities::bounding(config)?)?;
     let (process, raw_env) = process::process(sandbox, config, &image.config)?;
-    let spec = json!({
+    let mut spec = json!({
         "ociVersion": OCI_VERSION,
         "process": process,
         "root": { "path": "rootfs", "readonly": config.readonly_rootfs },
@@ -66,6 +69,9 @@ fn build(
             "readonlyPaths": paths(config, &config.readonly_paths),
         },
     });
+    if let Some(seccomp) = seccomp {
+        spec["linux"]["seccomp"] = seccomp;
+    }
     let text = |error: serde_json::Error| Error::invalid("config", error.to_string());
     // Read as what it is to be, before anyone stands on it.
     serde_json::from_value::<Spec>(spec.clone()).map_err(text)?;
@@ -150,6 +156,7 @@ pub(crate) mod tests {
             privileged: false,
             readonly_rootfs: false,
             no_new_privs: false,
+            seccomp: Default::default(),
             masked_paths: vec!["/proc/kcore".into()],
             readonly_paths: vec!["/proc/sys".into()],
             stop_signal: None,

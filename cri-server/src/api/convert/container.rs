@@ -25,7 +25,8 @@ pub(in crate::api) fn config(
     if context.privileged && !sandbox.privileged {
         return Err(Error::invalid(format!("{SECURITY}.privileged"), "the sandbox is not privileged"));
     }
-    security::profiles(&context)?;
+    security::apparmor(&context)?;
+    let seccomp = security::seccomp(&context)?;
     security::selinux(&format!("{SECURITY}.selinux_options"), context.selinux_options.as_ref())?;
     let image = required("config.image", config.image)?;
     strings("config.command", &config.command)?;
@@ -49,6 +50,7 @@ pub(in crate::api) fn config(
         privileged: context.privileged,
         readonly_rootfs: context.readonly_rootfs,
         no_new_privs: context.no_new_privs,
+        seccomp,
         masked_paths: paths("masked_paths", &context.masked_paths)?,
         readonly_paths: paths("readonly_paths", &context.readonly_paths)?,
         stop_signal: signal::number(config.stop_signal)?,
@@ -193,6 +195,7 @@ mod tests {
     use super::super::sandbox as convert_sandbox;
     use super::*;
     use crate::config::Config;
+    use crate::container::config::Seccomp;
 
     fn sandbox(privileged: bool, pid: i32) -> SandboxConfig {
         let security = wire::LinuxSandboxSecurityContext {
@@ -324,7 +327,10 @@ mod tests {
                 with_resources(|limits| drop(limits.unified.insert("a".into(), "b".into()))),
                 "config.linux.resources.unified",
             ),
-            (with_security(|context| context.seccomp = profile(0)), "config.linux.security_context.seccomp"),
+            (
+                with_security(|context| context.seccomp = profile(2)),
+                "config.linux.security_context.seccomp.localhost_ref",
+            ),
             (
                 with_security(|context| context.apparmor = profile(2)),
                 "config.linux.security_context.apparmor",
@@ -349,7 +355,10 @@ mod tests {
         let field = |name: &str| format!("config.linux.security_context.{name}");
         let seccomp = |path: &str| with_security(|context| context.seccomp_profile_path = path.into());
         let apparmor = |name: &str| with_security(|context| context.apparmor_profile = name.into());
-        refused(seccomp("runtime/default"), &field("seccomp_profile_path"));
+        refused(seccomp("localhost/relative.json"), &field("seccomp_profile_path"));
+        refused(seccomp("default"), &field("seccomp_profile_path"));
+        assert_eq!(take(seccomp("runtime/default")).seccomp, Seccomp::RuntimeDefault);
+        assert_eq!(take(seccomp("localhost//p.json")).seccomp, Seccomp::Localhost("/p.json".into()));
         refused(apparmor("localhost/x"), &field("apparmor_profile"));
         take(seccomp("unconfined"));
         take(apparmor("unconfined"));

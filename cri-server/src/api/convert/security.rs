@@ -1,4 +1,4 @@
-//! Who a container is and what it may do: identity, capabilities, and the confinements that are not built yet.
+//! Who a container is and what it may do: identity, capabilities, and which system calls it may make.
 
 use std::str::FromStr;
 use std::sync::Once;
@@ -7,7 +7,7 @@ use oci_spec::runtime::Capability;
 
 use super::super::wire;
 use super::field::{known, no_control, not_built, user_id};
-use crate::container::config::{CapabilityChange, RunAs};
+use crate::container::config::{CapabilityChange, RunAs, Seccomp};
 use crate::error::Error;
 
 /// The longest user name: LOGIN_NAME_MAX (limits.h).
@@ -83,29 +83,66 @@ pub(super) fn capabilities(capability: wire::Capability) -> Result<CapabilityCha
     })
 }
 
-/// Seccomp and AppArmor: only "unconfined" is built. A privileged container is unconfined whatever is asked.
-pub(super) fn profiles(security: &wire::LinuxContainerSecurityContext) -> Result<(), Error> {
-    let asks = |field: &str, profile: Option<&wire::SecurityProfile>| {
-        let Some(profile) = profile else { return Ok(false) };
-        let kind: wire::security_profile::ProfileType =
-            known(&format!("{FIELD}.{field}.profile_type"), profile.profile_type)?;
-        Ok::<_, Error>(kind != wire::security_profile::ProfileType::Unconfined)
+/// The system calls that are let through. The newer field wins over the path; a privileged container is unconfined
+/// whatever is asked. The profile itself is read when the container is created.
+pub(super) fn seccomp(security: &wire::LinuxContainerSecurityContext) -> Result<Seccomp, Error> {
+    #[expect(deprecated, reason = "what an older client sends must be honoured, not dropped")]
+    let path = security.seccomp_profile_path.as_str();
+    let asked = match &security.seccomp {
+        Some(profile) => {
+            let kind = known(&format!("{FIELD}.seccomp.profile_type"), profile.profile_type)?;
+            let at = format!("{FIELD}.seccomp.localhost_ref");
+            match kind {
+                wire::security_profile::ProfileType::Unconfined => Seccomp::Unconfined,
+                wire::security_profile::ProfileType::RuntimeDefault => Seccomp::RuntimeDefault,
+                wire::security_profile::ProfileType::Localhost => {
+                    localhost_profile(&at, &profile.localhost_ref)?
+                }
+            }
+        }
+        None => match path {
+            "" | "unconfined" => Seccomp::Unconfined,
+            "runtime/default" | "docker/default" => Seccomp::RuntimeDefault,
+            other => {
+                let at = format!("{FIELD}.seccomp_profile_path");
+                match other.strip_prefix("localhost/") {
+                    Some(path) => localhost_profile(&at, path)?,
+                    None => return Err(Error::invalid(at, format!("{other:?} names no seccomp profile"))),
+                }
+            }
+        },
     };
-    let seccomp = asks("seccomp", security.seccomp.as_ref())?;
-    let apparmor = asks("apparmor", security.apparmor.as_ref())?;
+    Ok(if security.privileged { Seccomp::Unconfined } else { asked })
+}
+
+/// A missing path is never "unconfined" (CVE-2023-2431).
+fn localhost_profile(field: &str, path: &str) -> Result<Seccomp, Error> {
+    no_control(field, path)?;
+    if !path.starts_with('/') {
+        return Err(Error::invalid(field, format!("{path:?} is not an absolute path of a seccomp profile")));
+    }
+    Ok(Seccomp::Localhost(path.into()))
+}
+
+/// AppArmor: only "unconfined" is built. A privileged container is unconfined whatever is asked.
+pub(super) fn apparmor(security: &wire::LinuxContainerSecurityContext) -> Result<(), Error> {
+    let confined = match &security.apparmor {
+        None => false,
+        Some(profile) => {
+            let kind: wire::security_profile::ProfileType =
+                known(&format!("{FIELD}.apparmor.profile_type"), profile.profile_type)?;
+            kind != wire::security_profile::ProfileType::Unconfined
+        }
+    };
     if security.privileged {
         return Ok(());
     }
-    not_built(&format!("{FIELD}.seccomp"), seccomp)?;
-    not_built(&format!("{FIELD}.apparmor"), apparmor)?;
-    let old = |field: &str, new: bool, value: &str| {
-        // The newer field wins over the older one.
-        not_built(&format!("{FIELD}.{field}"), !new && !value.is_empty() && value != "unconfined")
-    };
+    not_built(&format!("{FIELD}.apparmor"), confined)?;
     #[expect(deprecated, reason = "what an older client sends must be refused, not dropped")]
-    let (seccomp_path, apparmor_name) = (&security.seccomp_profile_path, &security.apparmor_profile);
-    old("seccomp_profile_path", security.seccomp.is_some(), seccomp_path)?;
-    old("apparmor_profile", security.apparmor.is_some(), apparmor_name)
+    let name = security.apparmor_profile.as_str();
+    // The newer field wins over the older one.
+    let old = security.apparmor.is_none() && !name.is_empty() && name != "unconfined";
+    not_built(&format!("{FIELD}.apparmor_profile"), old)
 }
 
 /// The host's, or none: a user namespace is not built.

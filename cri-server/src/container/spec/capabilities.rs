@@ -94,6 +94,11 @@ pub(super) fn capabilities(config: &ContainerConfig) -> Result<Value, Error> {
     }))
 }
 
+/// The bounding set as a mask.
+pub(super) fn bounding(config: &ContainerConfig) -> Result<u64, Error> {
+    permitted(config, *HELD)
+}
+
 /// First drop, then add; `ALL` is what `held` has.
 fn permitted(config: &ContainerConfig, held: u64) -> Result<u64, Error> {
     let field = |list| format!("config.linux.security_context.capabilities.{list}");
