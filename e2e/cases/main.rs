@@ -51,5 +51,9 @@ fn main() {
             Trial::test(format!("{room}::{}", case.name), move || world::run(case).map_err(Into::into))
         }));
     }
-    libtest_mimic::run(&arguments, trials).exit();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if let Err(error) = world::end_registry() {
+        eprintln!("the registry of the cases is left: {error}");
+    }
+    conclusion.exit();
 }

@@ -49,9 +49,17 @@ pub(crate) struct World {
     _keep: TempDir,
 }
 
-/// One registry for the whole run; its process ends with this one (`end_registry`).
+static REGISTRY: OnceLock<(Registry, TempDir)> = OnceLock::new();
+
+/// Ends the registry: a static is never dropped.
+pub(crate) fn end_registry() -> Outcome {
+    let Some((registry, directory)) = REGISTRY.get() else { return Ok(()) };
+    registry.end()?;
+    Ok(std::fs::remove_dir_all(directory.path())?)
+}
+
+/// One registry for the whole run.
 fn registry() -> Outcome<&'static Registry> {
-    static REGISTRY: OnceLock<(Registry, TempDir)> = OnceLock::new();
     if REGISTRY.get().is_none() {
         let directory = tempfile::Builder::new().prefix("cove-e2e-registry-").tempdir()?;
         let registry = Registry::start(directory.path())?;

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::image::{Image, MANIFEST};
@@ -17,7 +18,7 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 pub struct Registry {
     /// `127.0.0.1:PORT`.
     pub host: String,
-    child: Option<Child>,
+    child: Mutex<Option<Child>>,
 }
 
 impl Registry {
@@ -45,7 +46,7 @@ impl Registry {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
-        let registry = Self { host, child: Some(child) };
+        let registry = Self { host, child: Mutex::new(Some(child)) };
         let url = format!("http://{}/v2/", registry.host);
         wait::until("the registry to answer", START_LIMIT, || Ok(ureq::get(&url).call().ok().map(drop)))?;
         Ok(registry)
@@ -53,12 +54,25 @@ impl Registry {
 
     /// A registry that runs already.
     pub fn at(host: &str) -> Self {
-        Self { host: host.to_owned(), child: None }
+        Self { host: host.to_owned(), child: Mutex::new(None) }
     }
 
     /// Leaves the process running and says its pid.
-    pub fn leave(mut self) -> Option<u32> {
-        self.child.take().map(|child| child.id())
+    pub fn leave(self) -> Option<u32> {
+        self.take().map(|child| child.id())
+    }
+
+    /// Ends the process.
+    pub fn end(&self) -> Outcome {
+        if let Some(mut child) = self.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    fn take(&self) -> Option<Child> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Pushes an image under `name:tag` and returns its reference.
@@ -84,10 +98,8 @@ impl Registry {
 
 impl Drop for Registry {
     fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            // Both fail only when the process has ended already.
-            let _ = child.kill();
-            let _ = child.wait();
+        if let Err(error) = self.end() {
+            eprintln!("the registry at {} is left: {error}", self.host);
         }
     }
 }

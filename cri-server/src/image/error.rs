@@ -92,12 +92,14 @@ pub enum ImageError {
         what: String,
     },
     /// A layer could not be unpacked.
-    #[error("pull of {reference}: {descriptor}: {source}")]
+    #[error("pull of {reference}: {descriptor}: unpack into {directory:?}: {source}")]
     Layer {
         /// The reference that is pulled.
         reference: String,
         /// The layer, with its digest and size.
         descriptor: String,
+        /// Where its files were being written.
+        directory: PathBuf,
         /// Why, with entry, path and errno.
         source: Arc<cove_layer::LayerError>,
     },

@@ -3,6 +3,7 @@
 
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -25,8 +26,8 @@ const OWN_INODES: u64 = 3;
 enum Fault {
     /// A file of the store.
     Store(ImageError),
-    /// The layer itself.
-    Layer(LayerError),
+    /// The layer itself, or the disk below the directory that it was written to.
+    Layer(LayerError, PathBuf),
     /// Its digest, size or diff ID.
     Wrong(String),
     /// No bytes came any more: the network side knows why.
@@ -117,7 +118,7 @@ fn unpack(
     if !is_writers_fault {
         verify_blob(blob, layer)?;
     }
-    let unpacked = unpacked.map_err(Fault::Layer)?;
+    let unpacked = unpacked.map_err(|error| Fault::Layer(error, stage.files()))?;
     if unpacked.diff_id != diff_id {
         return Err(Fault::Wrong(format!(
             "its diff ID is {}, and the config says {diff_id}",
@@ -163,9 +164,10 @@ fn error(registry: &Registry, layer: &Layer, fault: Fault) -> ImageError {
     let descriptor = format!("layer {}", layer.blob);
     match fault {
         Fault::Store(error) => error,
-        Fault::Layer(source) => ImageError::Layer {
+        Fault::Layer(source, directory) => ImageError::Layer {
             reference: registry.reference().to_string(),
             descriptor,
+            directory,
             source: Arc::new(source),
         },
         Fault::Wrong(reason) => registry.content(&descriptor, reason),
