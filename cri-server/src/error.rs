@@ -126,7 +126,7 @@ pub enum Error {
         source: Box<Error>,
     },
     /// The shim or the builder refused or failed.
-    #[error("{step}: {detail}{}", errno_text(*errno))]
+    #[error("{step}: {detail}{}", errno_text(*errno, detail))]
     Failure {
         /// The builder's step.
         step: String,
@@ -187,8 +187,10 @@ pub enum Error {
     Unimplemented(&'static str),
 }
 
-fn errno_text(errno: i32) -> String {
-    if errno == 0 { String::new() } else { format!(": {}", std::io::Error::from_raw_os_error(errno)) }
+/// The kernel's answer in words, unless the detail has them already.
+fn errno_text(errno: i32, detail: &str) -> String {
+    let words = std::io::Error::from_raw_os_error(errno).to_string();
+    if errno == 0 || detail.contains(&words) { String::new() } else { format!(": {words}") }
 }
 
 impl Error {
