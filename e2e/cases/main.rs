@@ -17,6 +17,7 @@ mod world;
 
 mod bad_input;
 mod container;
+mod demo;
 mod exec;
 mod hostile;
 mod image;
@@ -46,6 +47,7 @@ fn main() {
         ("restart", restart::CASES),
         ("bad_input", bad_input::CASES),
         ("hostile", hostile::CASES),
+        ("demo", demo::CASES),
     ] {
         trials.extend(cases.iter().map(|case| {
             Trial::test(format!("{room}::{}", case.name), move || world::run(case).map_err(Into::into))

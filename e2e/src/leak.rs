@@ -53,7 +53,7 @@ pub fn snapshot(roots: &[PathBuf]) -> Outcome<Found> {
     }
     names("/run/netns", "netns", &mut found);
     names("/sys/class/net", "link", &mut found);
-    if let Ok(rules) = Command::new("nft").args(["list", "ruleset"]).output() {
+    if let Ok(rules) = Command::new("nft").args(["--stateless", "list", "ruleset"]).output() {
         found.extend(
             String::from_utf8_lossy(&rules.stdout).lines().map(|line| format!("nft {}", line.trim())),
         );
