@@ -237,10 +237,6 @@ async fn says_what_is_not_built(world: &mut World) -> Outcome {
                 .err(),
         ),
         (
-            "ContainerStats",
-            runtime.container_stats(ContainerStatsRequest { container_id: id.clone() }).await.err(),
-        ),
-        (
             "CheckpointContainer",
             runtime
                 .checkpoint_container(CheckpointContainerRequest { container_id: id, ..Default::default() })

@@ -141,10 +141,21 @@ const RUNTIME_CALLS: [&str; 37] = [
 const IMAGE_CALLS: [&str; 6] =
     ["ListImages", "StreamImages", "ImageStatus", "PullImage", "RemoveImage", "ImageFsInfo"];
 /// Answered without an object.
-const ANSWERED: [&str; 7] =
-    ["Version", "Status", "RuntimeConfig", "ListPodSandbox", "ListContainers", "ListImages", "ImageFsInfo"];
+const ANSWERED: &[&str] = &[
+    "Version",
+    "Status",
+    "RuntimeConfig",
+    "ListPodSandbox",
+    "ListContainers",
+    "ListImages",
+    "ImageFsInfo",
+    "ListContainerStats",
+    "ListPodSandboxStats",
+];
 /// Refused because an empty request names nothing.
-const NEED_AN_OBJECT: [&str; 13] = [
+const NEED_AN_OBJECT: &[&str] = &[
+    "ContainerStats",
+    "PodSandboxStats",
     "RunPodSandbox",
     "StopPodSandbox",
     "RemovePodSandbox",
