@@ -85,10 +85,10 @@ impl Layer {
         self.entry(tar::EntryType::Symlink, name, target, 0o777, &[])
     }
 
-    /// A hard link.
+    /// A hard link. The mode is that of the programs that test images link: some runtimes give it to the file.
     #[must_use]
     pub fn hardlink(self, name: &str, target: &str) -> Self {
-        self.entry(tar::EntryType::Link, name, target, 0o644, &[])
+        self.entry(tar::EntryType::Link, name, target, 0o755, &[])
     }
 
     /// A named pipe.

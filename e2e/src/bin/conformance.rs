@@ -19,7 +19,7 @@ use cove_e2e::registry::Registry;
 /// The one spec that cannot pass here: it pulls an image by a digest that only the internet has.
 const OUT_OF_REACH: &str = "public image with digest should be pulled and removed";
 /// Most lines of a failure that are shown: what follows is a dump of a whole object.
-const SHOWN_LINES: usize = 6;
+const SHOWN_LINES: usize = 3;
 /// Most characters of such a line.
 const SHOWN_WIDTH: usize = 300;
 
@@ -161,12 +161,19 @@ fn remove(directory: &Path) -> Outcome {
     }
 }
 
+/// Gomega's frame around an error is no part of it.
+fn says_something(line: &str) -> bool {
+    let line = line.trim();
+    let is_frame = line.ends_with(['{', '}', ',']) || line == "Unexpected error:" || line.starts_with("<*");
+    !line.is_empty() && !is_frame
+}
+
 /// Prints the result; whether it is good.
 fn tell(counts: &Counts) -> bool {
     for (state, word) in [(State::Skipped, "SKIPPED"), (State::Failed, "FAILED")] {
         for spec in counts.of(state) {
             println!("{word} {}", spec.name);
-            for line in spec.reason.lines().filter(|line| !line.trim().is_empty()).take(SHOWN_LINES) {
+            for line in spec.reason.lines().filter(|line| says_something(line)).take(SHOWN_LINES) {
                 println!("    {}", line.chars().take(SHOWN_WIDTH).collect::<String>());
             }
         }

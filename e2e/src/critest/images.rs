@@ -30,7 +30,7 @@ pub fn push(registry: &Registry) -> Outcome {
     registry.push(&e2e("nonewprivs"), "1.3", &effective_uid()?)?;
     let host_web = web("nginx", 12003, "nginx: master process")?;
     registry.push(&format!("{STAGING}/hostnet-nginx-{}", go_arch()), "latest", &host_web)?;
-    registry.push("pause", "3.9", &busybox("pause", "")?)?;
+    registry.push("pause", "3.9", &pause()?)?;
     registry.push(&staging("latest"), "latest", &busybox("latest", "")?)?;
     for tag in ["test", "all"] {
         registry.push(&staging("tag"), tag, &busybox(tag, "")?)?;
@@ -66,6 +66,11 @@ fn go_arch() -> &'static str {
 fn busybox(mark: &str, user: &str) -> Outcome<Image> {
     let marked = Layer::new().file(&format!("mark-{mark}"), 0o644, mark);
     image::build(vec![base()?, marked], json!({"Env": [PATH], "Cmd": ["sh"], "User": user}))
+}
+
+/// What another runtime runs in each pod; Cove needs it for its name alone. No program that specs look for.
+fn pause() -> Outcome<Image> {
+    image::build(vec![base()?], json!({"Env": [PATH], "Entrypoint": ["/usr/bin/tail", "-f", "/dev/null"]}))
 }
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
