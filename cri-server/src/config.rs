@@ -46,6 +46,8 @@ pub(crate) struct Config {
     pub log: Log,
     /// Pod network.
     pub network: Network,
+    /// Exec, attach and port-forward.
+    pub stream: Stream,
     /// Images.
     pub images: ImageOptions,
     /// Runtime handlers by name; the one without a name is always there.
@@ -114,6 +116,18 @@ pub(crate) enum NetworkMode {
     Builtin,
 }
 
+/// The server of exec, attach and port-forward.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Stream {
+    /// Where it listens: an address of this node alone, since a URL is all that a client needs.
+    pub address: IpAddr,
+    /// Its port; 0: one that is free.
+    pub port: u16,
+    /// Seconds after which a session is ended on which nothing came or went.
+    pub idle_seconds: u64,
+}
+
 /// Images.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -159,6 +173,13 @@ impl Default for Log {
 impl Default for Network {
     fn default() -> Self {
         Self { mode: NetworkMode::None, ranges: Vec::new() }
+    }
+}
+
+impl Default for Stream {
+    fn default() -> Self {
+        // 4 hours is what containerd and a kubelet give (streamingConnectionIdleTimeout).
+        Self { address: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), port: 0, idle_seconds: 4 * 3600 }
     }
 }
 
@@ -234,6 +255,7 @@ impl Config {
             sandbox_image: "registry.k8s.io/pause:3.10.1".to_owned(),
             log: Log::default(),
             network: Network::default(),
+            stream: Stream::default(),
             images: ImageOptions::default(),
             handlers: BTreeMap::new(),
         }

@@ -179,6 +179,9 @@ pub enum Error {
     /// Images.
     #[error(transparent)]
     Image(#[from] crate::image::ImageError),
+    /// There are as many already as there may be.
+    #[error("{0}")]
+    Exhausted(&'static str),
     /// The daemon is not ready for this yet.
     #[error("{0}")]
     Unavailable(&'static str),

@@ -27,6 +27,7 @@ mod shim;
 mod stats;
 mod step;
 mod store;
+mod stream;
 
 use std::error::Error;
 use std::path::Path;
@@ -68,6 +69,7 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
     let end = asked_to_end()?;
     let node = Node::open(config)?;
     let sockets = api::bind(&node.config.load())?;
+    stream::start(&node)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = ?node.config.load().listen, "listening");
 
     // The gate is shut until recovery is done: a kubelet must not see half of its pods.

@@ -26,6 +26,7 @@ use crate::shim::Launcher;
 use crate::stats::Usage;
 use crate::step::{Operation, Operations};
 use crate::store::{self, Clock, Index, RootLock};
+use crate::stream::Streams;
 
 /// How long the end of the daemon waits for operations in flight; what is not done by then is finished by the next
 /// daemon, from its record. A service manager gives 90 seconds (systemd's TimeoutStopSec).
@@ -50,6 +51,8 @@ pub struct Node {
     pub container_names: Names<ContainerKey, ContainerConfig>,
     /// Control groups.
     pub cgroups: Cgroups,
+    /// Exec, attach and port-forward.
+    pub streams: Streams,
     /// What happens, for whoever listens.
     pub events: Arc<Events>,
     /// The time that objects carry.
@@ -86,6 +89,7 @@ impl Node {
             sandbox_names: Names::default(),
             container_names: Names::default(),
             cgroups: Cgroups::open(config.cgroup_driver, &config.cgroup_parent)?,
+            streams: Streams::open(&config.stream)?,
             events: Arc::default(),
             clock: Clock::default(),
             operations: Operations::default(),

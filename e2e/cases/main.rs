@@ -27,6 +27,7 @@ mod restart;
 mod sandbox;
 mod seccomp;
 mod stats;
+mod stream;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -40,6 +41,7 @@ fn main() {
         ("container", container::CASES),
         ("seccomp", seccomp::CASES),
         ("exec", exec::CASES),
+        ("stream", stream::CASES),
         ("image", image::CASES),
         ("network", network::CASES),
         ("stats", stats::CASES),

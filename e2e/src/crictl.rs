@@ -27,6 +27,14 @@ impl Crictl {
         format!("{} -r {} {}", self.program.display(), self.endpoint, args.join(" "))
     }
 
+    /// It, to be run.
+    pub fn command(&self, args: &[&str]) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(&self.program);
+        command.args(["--config", "/dev/null", "-r", &self.endpoint, "-i", &self.endpoint]).args(args);
+        command.kill_on_drop(true);
+        command
+    }
+
     /// Runs it; its standard output without the last newline. Fails with what it said on standard error.
     pub fn run(&self, args: &[&str]) -> Outcome<String> {
         let output = Command::new(&self.program)

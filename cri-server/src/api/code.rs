@@ -38,6 +38,7 @@ pub(super) fn code(error: &Error) -> Code {
         Error::StillRunning { .. } | Error::TimedOut { .. } => Code::DeadlineExceeded,
         Error::Unavailable(_) | Error::Interrupted { .. } => Code::Unavailable,
         Error::Unimplemented(_) => Code::Unimplemented,
+        Error::Exhausted(_) => Code::ResourceExhausted,
         Error::Failure { errno, .. } => of_failure(*errno),
         Error::System { source, .. } => of_io(source),
         Error::Record(RecordError::Io { source, .. }) => of_io(source),
@@ -157,6 +158,7 @@ mod tests {
                 Code::DeadlineExceeded,
             ),
             (Error::Unavailable("later"), Code::Unavailable),
+            (Error::Exhausted("too many"), Code::ResourceExhausted),
             (Error::Unimplemented("Attach"), Code::Unimplemented),
             (
                 Error::Failure { step: "identity".into(), detail: "no user x".into(), errno: 0 },

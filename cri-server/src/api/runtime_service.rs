@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 use tracing::Span;
 
-use super::convert::{self, field, filter, process, status, verbose};
+use super::convert::{self, field, filter, process, status, stream, verbose};
 use super::node_status;
 use super::wire::runtime_service_server::RuntimeService;
 use super::wire::{
@@ -280,6 +280,23 @@ impl RuntimeService for RuntimeApi {
         Ok(Response::new(ListPodSandboxStatsResponse { stats }))
     }
 
+    async fn exec(&self, request: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
+        let request = stream::exec(request.into_inner())?;
+        let id = container_id(request.container)?;
+        let url = container::stream::exec(&self.node, &id, request.cmd, request.streams)?;
+        Ok(Response::new(ExecResponse { url }))
+    }
+
+    async fn port_forward(
+        &self,
+        request: Request<PortForwardRequest>,
+    ) -> Result<Response<PortForwardResponse>, Status> {
+        let request = stream::port_forward(request.into_inner())?;
+        let id = sandbox_id(request.sandbox)?;
+        let url = sandbox::port_forward::port_forward(&self.node, &id, request.ports)?;
+        Ok(Response::new(PortForwardResponse { url }))
+    }
+
     // Not built yet.
 
     async fn stream_pod_sandboxes(
@@ -310,19 +327,8 @@ impl RuntimeService for RuntimeApi {
         unserved("ReopenContainerLog")
     }
 
-    async fn exec(&self, _: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
-        unserved("Exec")
-    }
-
     async fn attach(&self, _: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
         unserved("Attach")
-    }
-
-    async fn port_forward(
-        &self,
-        _: Request<PortForwardRequest>,
-    ) -> Result<Response<PortForwardResponse>, Status> {
-        unserved("PortForward")
     }
 
     async fn stream_container_stats(

@@ -166,6 +166,8 @@ const NEED_AN_OBJECT: &[&str] = &[
     "RemoveContainer",
     "ContainerStatus",
     "ExecSync",
+    "Exec",
+    "PortForward",
     "ImageStatus",
     "PullImage",
     "RemoveImage",

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::{CgroupDriver, Config, Handler, Network, NetworkMode};
+use super::{CgroupDriver, Config, Handler, Network, NetworkMode, Stream};
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +137,7 @@ fn wrong_value(config: &Config) -> Option<Wrong> {
         .or_else(|| wrong_paths(config))
         .or_else(|| wrong_listen(config))
         .or_else(|| wrong_network(&config.network))
+        .or_else(|| wrong_stream(&config.stream))
         .or_else(|| wrong_limits(config))
 }
 
@@ -209,6 +210,16 @@ fn wrong_network(network: &Network) -> Option<Wrong> {
     }
     (network.mode == NetworkMode::Builtin && network.ranges.is_empty()).then(|| {
         ("network.ranges", "[]".to_owned(), "the built-in network needs a range, such as [\"10.88.0.0/16\"]")
+    })
+}
+
+fn wrong_stream(stream: &Stream) -> Option<Wrong> {
+    if !stream.address.is_loopback() {
+        let why = "must be a loopback address: streams are not encrypted, and the kubelet is on this node";
+        return Some(("stream.address", stream.address.to_string(), why));
+    }
+    (!(1..=7 * 24 * 3600).contains(&stream.idle_seconds)).then(|| {
+        ("stream.idle_seconds", stream.idle_seconds.to_string(), "must be from 1 to 604800, which is a week")
     })
 }
 

@@ -3,6 +3,7 @@
 pub(crate) mod config;
 pub(crate) mod create;
 pub(crate) mod end;
+pub(crate) mod exec;
 pub(crate) mod exec_sync;
 pub(crate) mod list;
 pub(crate) mod live;
@@ -14,6 +15,7 @@ pub(crate) mod start;
 pub(crate) mod state;
 pub(crate) mod status;
 pub(crate) mod stop;
+pub(crate) mod stream;
 mod view;
 
 pub(crate) use state::{ContainerFact, ContainerPhase, ResolvedUser};

@@ -6,6 +6,7 @@ pub(crate) mod config;
 pub(crate) mod files;
 pub(crate) mod list;
 pub(crate) mod live;
+pub(crate) mod port_forward;
 pub(crate) mod record;
 pub(crate) mod remove;
 pub(crate) mod run;

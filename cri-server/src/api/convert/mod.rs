@@ -12,6 +12,7 @@ pub(super) mod security;
 pub(super) mod signal;
 pub(super) mod stats;
 pub(super) mod status;
+pub(super) mod stream;
 pub(super) mod verbose;
 
 #[cfg(test)]

@@ -1,0 +1,82 @@
+//! Notices that a client has gone while nobody reads from it, because what it sent has not been taken yet.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use hyper::body::Bytes;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::transport::Outgoing;
+
+/// How often a client is looked at that is not read from. Its end has to be noticed, not at once.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// A second descriptor of a client's socket, and the way to it.
+#[derive(Debug)]
+pub struct HangUp {
+    socket: OwnedFd,
+    queue: mpsc::Sender<Outgoing>,
+}
+
+impl HangUp {
+    /// Of this client.
+    pub fn new(client: &TcpStream, queue: mpsc::Sender<Outgoing>) -> std::io::Result<Self> {
+        Ok(Self { socket: client.as_fd().try_clone_to_owned()?, queue })
+    }
+
+    /// Hands bytes on. False when the client went away meanwhile; a receiver that is gone does not want them.
+    pub async fn pass(&self, to: &mpsc::Sender<Bytes>, bytes: Bytes) -> bool {
+        let reserve = to.reserve();
+        tokio::pin!(reserve);
+        loop {
+            match timeout(LOOK, &mut reserve).await {
+                Ok(Ok(permit)) => {
+                    permit.send(bytes);
+                    return true;
+                }
+                Ok(Err(_closed)) => return true,
+                Err(_) if self.is_gone() => return false,
+                Err(_) => {
+                    // The end of a client that had more to send waits behind what we do not read. What it is sent is
+                    // answered by its kernel with a reset. A full queue is being sent anyway.
+                    let _ = self.queue.try_send(Outgoing::Ping);
+                }
+            }
+        }
+    }
+
+    /// No client closes one direction alone: all protocols end their channels in messages.
+    fn is_gone(&self) -> bool {
+        const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut fds = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        poll(&mut fds, Some(&NOW)).is_ok_and(|ready| ready > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_goes_is_noticed_though_its_bytes_wait() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (ours, _) = listener.accept().await.unwrap();
+        let (queue, mut outgoing) = mpsc::channel(1);
+        let hang_up = HangUp::new(&ours, queue).unwrap();
+        let (sender, mut receiver) = mpsc::channel(1);
+        assert!(hang_up.pass(&sender, Bytes::from_static(b"a")).await);
+        assert!(!hang_up.is_gone());
+        let waits = tokio::time::timeout(2 * LOOK, hang_up.pass(&sender, Bytes::from_static(b"b")));
+        assert!(waits.await.is_err());
+        assert!(matches!(outgoing.recv().await, Some(Outgoing::Ping)));
+        drop(client);
+        assert!(!hang_up.pass(&sender, Bytes::from_static(b"b")).await);
+        assert_eq!(receiver.recv().await.unwrap(), "a");
+        drop(receiver);
+        assert!(hang_up.pass(&sender, Bytes::from_static(b"c")).await);
+    }
+}

@@ -1,0 +1,24 @@
+//! Exec, Attach and PortForward: a call is answered with a URL, and whoever comes there within a minute is given the
+//! stream, once.
+//!
+//! Never waits for a client with anything but that client's own session: what a client does not read stays in a
+//! bounded queue, and what fills it waits.
+
+mod attach;
+mod copy;
+mod exec;
+mod handshake;
+mod hang_up;
+mod idle;
+mod port_forward;
+mod remote_command;
+mod server;
+mod spdy;
+mod terminal;
+mod token;
+mod transport;
+mod websocket;
+
+pub use remote_command::Wanted;
+pub use server::{Streams, start};
+pub use token::{Exec, PortForward, Ticket};
