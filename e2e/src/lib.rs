@@ -9,6 +9,7 @@ pub mod critest;
 pub mod daemon;
 pub mod image;
 pub mod leak;
+pub mod peer;
 pub mod pod;
 pub mod registry;
 pub mod sysctl;
