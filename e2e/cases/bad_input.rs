@@ -6,7 +6,8 @@ use k8s_cri::v1::*;
 use serde_json::json;
 use tonic::Code;
 
-use crate::world::{Refused, World};
+use crate::ensure::Refused;
+use crate::world::World;
 
 cases!(
     refuses_wrong_sandboxes_by_field,

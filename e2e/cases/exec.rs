@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use cove_e2e::Outcome;
 
-use crate::world::{Refused, World};
+use crate::ensure::Refused;
+use crate::world::World;
 
 cases!(
     answers_with_output_and_code,

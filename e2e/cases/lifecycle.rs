@@ -3,7 +3,8 @@
 use cove_e2e::Outcome;
 use k8s_cri::v1::*;
 
-use crate::world::{Refused, World};
+use crate::ensure::Refused;
+use crate::world::World;
 
 cases!(
     gives_the_same_request_the_same_id,

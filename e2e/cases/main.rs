@@ -13,11 +13,13 @@
 )]
 
 #[macro_use]
+mod ensure;
 mod world;
 
 mod bad_input;
 mod container;
 mod demo;
+mod ending;
 mod exec;
 mod hostile;
 mod image;
@@ -40,6 +42,7 @@ fn main() {
         ("sandbox", sandbox::CASES),
         ("container", container::CASES),
         ("seccomp", seccomp::CASES),
+        ("ending", ending::CASES),
         ("exec", exec::CASES),
         ("stream", stream::CASES),
         ("image", image::CASES),

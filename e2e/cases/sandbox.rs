@@ -6,7 +6,8 @@ use std::time::Duration;
 use cove_e2e::{Outcome, pod};
 use k8s_cri::v1::*;
 
-use crate::world::{Refused, World};
+use crate::ensure::Refused;
+use crate::world::World;
 
 cases!(
     names_itself_and_is_ready,

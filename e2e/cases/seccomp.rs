@@ -6,7 +6,8 @@ use cove_e2e::{Outcome, pod};
 use k8s_cri::v1::security_profile::ProfileType;
 use k8s_cri::v1::*;
 
-use crate::world::{Refused, World};
+use crate::ensure::Refused;
+use crate::world::World;
 
 cases!(filters_what_is_asked_for, never_falls_open, ignores_a_profile_of_a_privileged_container);
 

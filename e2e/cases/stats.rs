@@ -6,7 +6,8 @@ use cove_e2e::crictl::Crictl;
 use cove_e2e::{Outcome, pod, wait};
 use k8s_cri::v1::*;
 
-use crate::world::{Refused, SOON, World};
+use crate::ensure::Refused;
+use crate::world::{SOON, World};
 
 cases!(
     tells_what_a_container_uses,

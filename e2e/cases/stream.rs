@@ -12,7 +12,8 @@ use k8s_cri::v1::*;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
-use crate::world::{Refused, SOON, World};
+use crate::ensure::Refused;
+use crate::world::{SOON, World};
 
 cases!(
     exec_carries_streams_and_code,

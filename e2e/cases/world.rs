@@ -22,15 +22,6 @@ pub(crate) struct Case {
     pub(crate) run: for<'a> fn(&'a mut World) -> Pin<Box<dyn Future<Output = Outcome> + 'a>>,
 }
 
-/// Lists async functions as cases under their own names.
-macro_rules! cases {
-    ($($name:ident),* $(,)?) => {
-        pub(crate) const CASES: &[$crate::world::Case] = &[$(
-            $crate::world::Case { name: stringify!($name), run: |world| Box::pin($name(world)) }
-        ),*];
-    };
-}
-
 /// How long a state may take to be reached.
 pub(crate) const SOON: Duration = Duration::from_secs(15);
 
@@ -356,17 +347,6 @@ impl World {
     }
 }
 
-/// An answer that must be a refusal.
-pub(crate) trait Refused {
-    fn refused(self) -> Outcome<tonic::Status>;
-}
-
-impl<T: std::fmt::Debug> Refused for Result<T, tonic::Status> {
-    fn refused(self) -> Outcome<tonic::Status> {
-        self.map_or_else(Ok, |answer| Err(format!("accepted, and should not be: {answer:?}").into()))
-    }
-}
-
 /// How a daemon is ended.
 #[derive(Clone, Copy)]
 pub(crate) enum End {
@@ -394,23 +374,4 @@ pub(crate) fn log_text(log: &str) -> Outcome<String> {
         }
     }
     Ok(text)
-}
-
-/// Fails with the text unless the condition holds.
-macro_rules! ensure {
-    ($condition:expr, $($message:tt)+) => {
-        if !$condition {
-            return Err(format!($($message)+).into());
-        }
-    };
-}
-
-/// Fails unless both are equal.
-macro_rules! ensure_eq {
-    ($left:expr, $right:expr) => {{
-        let (left, right) = (&$left, &$right);
-        if left != right {
-            return Err(format!("{} is {left:?}, not {right:?}", stringify!($left)).into());
-        }
-    }};
 }

@@ -1,0 +1,42 @@
+//! What a case says: which functions are cases, and what must hold.
+
+use cove_e2e::Outcome;
+
+/// Lists async functions as cases under their own names.
+macro_rules! cases {
+    ($($name:ident),* $(,)?) => {
+        pub(crate) const CASES: &[$crate::world::Case] = &[$(
+            $crate::world::Case { name: stringify!($name), run: |world| Box::pin($name(world)) }
+        ),*];
+    };
+}
+
+/// Fails with the text unless the condition holds.
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)+) => {
+        if !$condition {
+            return Err(format!($($message)+).into());
+        }
+    };
+}
+
+/// Fails unless both are equal.
+macro_rules! ensure_eq {
+    ($left:expr, $right:expr) => {{
+        let (left, right) = (&$left, &$right);
+        if left != right {
+            return Err(format!("{} is {left:?}, not {right:?}", stringify!($left)).into());
+        }
+    }};
+}
+
+/// An answer that must be a refusal.
+pub(crate) trait Refused {
+    fn refused(self) -> Outcome<tonic::Status>;
+}
+
+impl<T: std::fmt::Debug> Refused for Result<T, tonic::Status> {
+    fn refused(self) -> Outcome<tonic::Status> {
+        self.map_or_else(Ok, |answer| Err(format!("accepted, and should not be: {answer:?}").into()))
+    }
+}
