@@ -54,7 +54,9 @@ pub async fn create(node: &Arc<Node>, sandbox: &str, config: ContainerConfig) ->
             Claim::Finished(id) => match take(node, &id).await {
                 Ok(()) => return Ok(id),
                 // It is being removed, since nobody came for it in time: this call begins anew.
-                Err(_) => continue,
+                Err(Error::NotFound { .. }) => continue,
+                // It is there and stays: beginning anew would come here again, for as long as the disk is full.
+                Err(error) => return Err(error),
             },
             Claim::Taken(id) => {
                 let name = format!("{} (attempt {}) of sandbox {}", key.1.name, key.1.attempt, key.0);
