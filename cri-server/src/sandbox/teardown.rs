@@ -133,7 +133,7 @@ pub fn remove_directory(path: &Path) -> Result<(), Error> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::config::Config;
     use crate::network::Network;
@@ -142,9 +142,10 @@ mod tests {
     use crate::sandbox::state::SandboxState;
     use crate::shim::Launcher;
 
-    /// A node of its own in a directory, with nothing in the kernel but the shims' cgroup.
-    fn node(directory: &Path) -> Arc<Node> {
-        let instance = format!("t{}", std::process::id());
+    /// A node of its own in a directory, with nothing in the kernel but the shims' cgroup. `name` tells it from those of
+    /// other tests.
+    pub fn node(directory: &Path, name: &str) -> Arc<Node> {
+        let instance = format!("{name}{}", std::process::id());
         let text = format!(
             "instance = \"{instance}\"\nroot = \"{0}/root\"\nstate = \"{0}/state\"",
             directory.display()
@@ -156,21 +157,26 @@ mod tests {
         node
     }
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn what_is_not_there_is_done_and_done_twice_is_done() {
-        let directory = tempfile::tempdir().unwrap();
-        let node = node(directory.path());
+    /// A sandbox that has nothing yet.
+    pub fn identity(node: &Node, directory: &Path) -> SandboxIdentity {
         let id = "e".repeat(64);
-        let identity = SandboxIdentity {
-            id: id.clone(),
+        SandboxIdentity {
             config: Arc::new(config()),
             created_at: 1,
-            netns: Some(directory.path().join("netns/none")),
+            netns: Some(directory.join("netns/none")),
             cgroup: node.config.load().cgroup_parent.join(&id),
             own_cgroup: true,
             shm_size: 0,
             volatile: true,
-        };
+            id,
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_not_there_is_done_and_done_twice_is_done() {
+        let directory = tempfile::tempdir().unwrap();
+        let node = node(directory.path(), "t");
+        let identity = identity(&node, directory.path());
         let settings = node.config.load();
         let events = Arc::clone(&node.events);
         let state = SandboxState::default();

@@ -29,6 +29,8 @@ const GENERATION: &str = "generation";
 pub async fn recover(node: &Arc<Node>) -> Result<(), Error> {
     let reader = Arc::clone(node);
     let found = blocking::run(move || prepare(&reader)).await?;
+    // Taken before the gate opens: what is made after that is this daemon's, and recovery must not take it for a rest.
+    let left = finish::left(node);
     node.gate.open();
     tracing::info!(
         sandboxes = node.sandboxes.all().len(),
@@ -37,7 +39,7 @@ pub async fn recover(node: &Arc<Node>) -> Result<(), Error> {
         restarted = found.restarted,
         "records are read"
     );
-    finish::finish(node, found);
+    finish::finish(node, left, found);
     Ok(())
 }
 
@@ -107,5 +109,40 @@ mod tests {
         assert_eq!(next_generation(state.path()).unwrap(), 2);
         std::fs::write(state.path().join(GENERATION), "nonsense").unwrap();
         assert!(next_generation(state.path()).unwrap() > 1_000_000);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_sandbox_that_was_being_made_is_undone_and_its_name_is_free_at_once() {
+        use crate::name::Claim;
+        use crate::sandbox::live::Sandbox;
+        use crate::sandbox::record::Places;
+        use crate::sandbox::state::SandboxState;
+        use crate::sandbox::teardown::tests::{identity, node};
+
+        let directory = tempfile::tempdir().unwrap();
+        let node = node(directory.path(), "r");
+        let settings = node.config.load_full();
+        let old = identity(&node, directory.path());
+        let places = Places::new(&settings.root, &settings.state, &old.id);
+        store::make_private_directory(&places.record).unwrap();
+        store::write(&places.identity(), &old, store::Durability::Renamed).unwrap();
+
+        let found = read::read(&node, false).unwrap();
+        let left = finish::left(&node);
+        // A call that waited for the gate makes the same pod before recovery gets to work.
+        let again = node.sandbox_names.claim(&old.config.name, &old.config, store::new_id, |_| true).unwrap();
+        let Claim::Begin(owner, _waiter) = again else { panic!("{again:?}") };
+        let mut made = old.clone();
+        made.id = owner.id().to_owned();
+        let (events, state) = (Arc::clone(&node.events), SandboxState::default());
+        let made = Sandbox::new(&settings.root, &settings.state, made, state, None, events);
+        node.sandboxes.insert(owner.id().to_owned(), Arc::clone(&made));
+
+        finish::finish(&node, left, found);
+        node.drain().await;
+        assert!(node.sandboxes.get(&old.id).is_none() && !places.record.exists());
+        assert!(node.sandboxes.get(owner.id()).is_some() && !made.closing.is_cancelled());
+        node.sandboxes.remove(owner.id());
+        node.drain().await;
     }
 }

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use super::read::Found;
 use crate::blocking;
-use crate::container::{self, state::Stage as ContainerStage};
+use crate::container;
+use crate::container::live::Container;
+use crate::container::state::{ContainerState, Stage as ContainerStage};
 use crate::error::Error;
 use crate::node::Node;
 use crate::sandbox::live::Sandbox;
-use crate::sandbox::state::Stage;
+use crate::sandbox::state::{SandboxState, Stage};
 use crate::sandbox::teardown::teardown;
 use crate::sandbox::{self, applier};
 use crate::shim::{self, Shim};
@@ -19,14 +21,39 @@ use crate::store::TRASH;
 const RECOVER: Operation =
     Operation { name: "recovery", point: "recover", kind: crate::error::Kind::Sandbox };
 
+/// A sandbox as an earlier daemon left it.
+#[derive(Debug)]
+pub(super) struct Left {
+    sandbox: Arc<Sandbox>,
+    state: Arc<SandboxState>,
+    /// Containers that were being made, or that nobody came for.
+    unfinished: Vec<Arc<Container>>,
+}
+
+/// What an earlier daemon left: everything there is, as long as the gate is shut.
+pub(super) fn left(node: &Arc<Node>) -> Vec<Left> {
+    let all = node.sandboxes.all();
+    let left = all.values().map(|sandbox| {
+        let children = applier::children(node, sandbox).into_iter();
+        let unfinished = children.filter(|child| is_unfinished(&child.state())).collect();
+        Left { sandbox: Arc::clone(sandbox), state: sandbox.state(), unfinished }
+    });
+    left.collect()
+}
+
+/// Nobody was given its id, and nobody will come for it.
+fn is_unfinished(state: &ContainerState) -> bool {
+    (state.stage == ContainerStage::Creating || !state.claimed) && !state.may_run()
+}
+
 /// Begins everything that is left to do, one task a sandbox: a shim or a network that hangs holds up nobody else.
-pub(super) fn finish(node: &Arc<Node>, found: Found) {
-    for sandbox in node.sandboxes.all().values() {
-        let (owner, sandbox) = (Arc::clone(node), Arc::clone(sandbox));
+pub(super) fn finish(node: &Arc<Node>, left: Vec<Left>, found: Found) {
+    for left in left {
+        let owner = Arc::clone(node);
         node.tasks.spawn(async move {
-            let progress = owner.operations.begin(RECOVER, sandbox.id());
-            if let Err(error) = one(&owner, &sandbox, &progress).await {
-                tracing::error!(sandbox = sandbox.id(), %error, "recovery of the sandbox is not complete");
+            let progress = owner.operations.begin(RECOVER, left.sandbox.id());
+            if let Err(error) = one(&owner, &left, &progress).await {
+                tracing::error!(sandbox = left.sandbox.id(), %error, "recovery of the sandbox is not complete");
             }
         });
     }
@@ -42,16 +69,18 @@ pub(super) fn finish(node: &Arc<Node>, found: Found) {
     node.empty_trash(trash);
 }
 
-async fn one(node: &Arc<Node>, sandbox: &Arc<Sandbox>, progress: &Arc<Progress>) -> Result<(), Error> {
-    let state = sandbox.state();
+async fn one(node: &Arc<Node>, left: &Left, progress: &Arc<Progress>) -> Result<(), Error> {
+    let Left { sandbox, state, unfinished } = left;
     progress.enter("containers");
-    unfinished_containers(node, sandbox, progress).await?;
+    // A container that could not be removed must not keep the others of its pod from being attended.
+    let removed = remove_all(node, unfinished, progress).await;
     if state.stage == Stage::Making {
         // It was never ready: nobody was given its id.
         progress.enter("teardown");
         sandbox.children.close();
         sandbox.closing.cancel();
         teardown(node, sandbox).await?;
+        removed?;
         return sandbox::remove::erase(node, sandbox).await;
     }
     progress.enter("adopt");
@@ -62,11 +91,12 @@ async fn one(node: &Arc<Node>, sandbox: &Arc<Sandbox>, progress: &Arc<Progress>)
     }
     if state.closing && !state.down {
         progress.enter("stop");
-        return sandbox::stop::join(node, sandbox).await;
+        sandbox::stop::join(node, sandbox).await?;
+        return removed;
     }
     progress.enter("stops");
     unfinished_stops(node, sandbox);
-    Ok(())
+    removed
 }
 
 /// Takes hold of the sandbox's shim, if it has one that lives. Its facts come by themselves.
@@ -88,20 +118,17 @@ async fn adopt(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
     }
 }
 
-/// A container that was being made, that nobody came for, or that is to go, goes.
-async fn unfinished_containers(
+/// Removes containers that do not run; goes on after a failure, and tells the first.
+async fn remove_all(
     node: &Arc<Node>,
-    sandbox: &Arc<Sandbox>,
+    containers: &[Arc<Container>],
     progress: &Arc<Progress>,
 ) -> Result<(), Error> {
-    for child in applier::children(node, sandbox) {
-        let state = child.state();
-        let never_given = state.stage == ContainerStage::Creating || !state.claimed;
-        if never_given && !state.may_run() {
-            container::remove::erase(node, &child, progress).await?;
-        }
+    let mut result = Ok(());
+    for container in containers {
+        result = result.and(container::remove::erase(node, container, progress).await);
     }
-    Ok(())
+    result
 }
 
 /// Stops and removals of containers that an earlier daemon began, each in a task: signalled containers are signalled no

@@ -39,7 +39,8 @@ pub(super) fn read(node: &Arc<Node>, restarted: bool) -> Result<Found, Error> {
         match sandbox(node, &id, restarted) {
             Ok(sandbox) => {
                 node.clock.seen(sandbox.identity.created_at);
-                if sandbox.lives() {
+                // One that was being made is undone: who asks for it again gets another, not the id of this.
+                if sandbox.lives() && sandbox.state().stage == Stage::Ready {
                     let name = sandbox.name().clone();
                     node.sandbox_names.restore(name, &id, &sandbox.identity.config);
                 }
