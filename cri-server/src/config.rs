@@ -104,6 +104,10 @@ pub(crate) struct Network {
     pub mode: NetworkMode,
     /// Pod ranges of the built-in network in CIDR form, at most one a family.
     pub ranges: Vec<String>,
+    /// Every user of a pod with a network of its own may use ports below 1024.
+    pub unprivileged_ports: bool,
+    /// Every user of a pod with a network of its own may send ICMP echo requests.
+    pub unprivileged_ping: bool,
 }
 
 /// Which network pods are given.
@@ -172,7 +176,12 @@ impl Default for Log {
 
 impl Default for Network {
     fn default() -> Self {
-        Self { mode: NetworkMode::None, ranges: Vec::new() }
+        Self {
+            mode: NetworkMode::None,
+            ranges: Vec::new(),
+            unprivileged_ports: true,
+            unprivileged_ping: true,
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use tokio::sync::broadcast;
 use crate::container::ContainerView;
 use crate::sandbox::SandboxView;
 
-/// Events that a listener may be behind.
-const BACKLOG: usize = 1024;
+/// Events that a listener may be behind: a kubelet that restarts 1,000 pods is told four things of each.
+pub(crate) const BACKLOG: usize = 4096;
 
 /// What happened, with the state that was published just before.
 #[derive(Debug, Clone)]

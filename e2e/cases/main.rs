@@ -19,17 +19,22 @@ mod world;
 mod bad_input;
 mod container;
 mod demo;
+mod device;
 mod ending;
+mod events;
 mod exec;
 mod hostile;
 mod image;
 mod lifecycle;
+mod limits;
 mod network;
 mod restart;
 mod sandbox;
 mod seccomp;
 mod stats;
 mod stream;
+mod sysctl;
+mod volume;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -48,6 +53,11 @@ fn main() {
         ("image", image::CASES),
         ("network", network::CASES),
         ("stats", stats::CASES),
+        ("limits", limits::CASES),
+        ("sysctl", sysctl::CASES),
+        ("device", device::CASES),
+        ("volume", volume::CASES),
+        ("events", events::CASES),
         ("lifecycle", lifecycle::CASES),
         ("restart", restart::CASES),
         ("bad_input", bad_input::CASES),

@@ -89,10 +89,10 @@ async fn run_async(case: &Case) -> Outcome {
         return outcome.and(world.remove_everything().await);
     }
     let place = Place {
-        instance: "e2e".into(),
+        instance: own_instance().unwrap_or_else(|| "e2e".into()),
         root: directory.join("root"),
         state: directory.join("state"),
-        range: "10.214.0.0/24".into(),
+        range: std::env::var("COVE_E2E_RANGE").unwrap_or_else(|_| "10.214.0.0/24".into()),
         programs: daemon::programs(),
         hosts: None,
     };
@@ -117,13 +117,19 @@ async fn run_async(case: &Case) -> Outcome {
         (case.run)(&mut world).await?;
         world.remove_everything().await?;
         // A case may have restarted its daemon: a new pid is no leak.
-        let before = before.into_iter().filter(|line| !is_daemon(line)).collect();
+        let own = own_instance();
+        let counts = |line: &String| !is_daemon(line) && is_ours(line, own.as_deref());
+        let before = before.into_iter().filter(counts).collect();
         check_but_daemon(&before, &roots)
     }
     .await;
     let end = world.end().await;
     let restored = settings.restore();
-    let outcome = outcome.and(end).and(restored).and_then(|()| leak::check(&machine, &[]));
+    let outcome = outcome.and(end).and(restored).and_then(|()| {
+        let own = own_instance();
+        let machine = machine.into_iter().filter(|line| is_ours(line, own.as_deref())).collect();
+        leak::check_where(&machine, &[], |line| is_ours(line, own.as_deref()))
+    });
     outcome.map_err(|error| format!("{error}\n--- the daemon's log:\n{}", place.tail()).into())
 }
 
@@ -132,7 +138,18 @@ fn is_daemon(line: &str) -> bool {
 }
 
 fn check_but_daemon(before: &leak::Found, roots: &[PathBuf]) -> Outcome {
-    leak::check_where(before, roots, |line| !is_daemon(line))
+    let own = own_instance();
+    leak::check_where(before, roots, |line| !is_daemon(line) && is_ours(line, own.as_deref()))
+}
+
+/// `COVE_E2E_INSTANCE` and `COVE_E2E_RANGE` let cases run beside other runtimes on the machine: then only what carries
+/// the name of this instance is looked at.
+fn own_instance() -> Option<String> {
+    std::env::var("COVE_E2E_INSTANCE").ok()
+}
+
+fn is_ours(line: &str, own: Option<&str>) -> bool {
+    own.is_none_or(|own| line.contains(own))
 }
 
 /// `ip netns` makes /run/netns a mount point at its first use, as Cove does: both leave it so, and it is no leak.

@@ -19,4 +19,5 @@ pub mod shim;
 pub mod socket;
 #[cfg(feature = "lib")]
 pub mod spec;
+pub mod sysctl;
 pub mod wire;

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use cove_sys::MountAttr;
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
@@ -26,6 +27,13 @@ const LOCK_DEADLINE: Duration = Duration::from_secs(5);
 const LOCK_PAUSE: Duration = Duration::from_micros(200);
 /// How many mounts over one name are taken away. Ours is one; `ip netns attach` may have stacked another.
 const MAX_STACKED: usize = 8;
+
+/// The flags of a mount and of all below it can be changed at once: mount_setattr(2) with AT_RECURSIVE, of Linux 5.12.
+pub fn has_recursive_mount_flags() -> bool {
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    // Without a flag to change, nothing is.
+    root.is_ok_and(|root| cove_sys::mount_setattr(root.as_fd(), true, MountAttr::default()).is_ok())
+}
 
 /// Makes `directory` and makes it a shared mount point of its own, as `ip netns` does, so that pins made later are
 /// seen in every mount namespace that copies the host's. Idempotent, also beside `ip netns` and a second daemon.

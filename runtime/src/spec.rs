@@ -20,7 +20,7 @@ use crate::build::request::{
     Capabilities, ContainerSpec, Device, MountKind, ProcessSpec, Rlimit, Rootfs, User,
 };
 use crate::build::rlimits;
-use crate::cgroup::Limits;
+use crate::cgroup::{DeviceRule, Limits};
 use crate::seccomp::{Profile, compile};
 
 /// Why a spec cannot be built.
@@ -133,8 +133,35 @@ pub fn limits(resources: &LinuxResources) -> Limits {
         cpuset_mems: cpu.and_then(|cpu| cpu.mems().clone()),
         memory: memory.and_then(oci_spec::runtime::LinuxMemory::limit),
         memory_swap: memory.and_then(oci_spec::runtime::LinuxMemory::swap),
+        hugepages: resources
+            .hugepage_limits()
+            .iter()
+            .flatten()
+            .map(|limit| (limit.page_size().clone(), limit.limit().to_string()))
+            .collect(),
+        unified: resources
+            .unified()
+            .iter()
+            .flatten()
+            .map(|(file, value)| (file.clone(), value.clone()))
+            .collect(),
         pids: resources.pids().as_ref().map(oci_spec::runtime::LinuxPids::limit).filter(|limit| *limit != 0),
     }
+}
+
+/// Which devices may be used beside the usual ones: the `allow` rules of a spec. A rule without a type, or with a number
+/// left open, is not one that Cove writes; it is kept all the same, since the kernel checks it.
+pub fn device_rules(resources: &LinuxResources) -> Vec<DeviceRule> {
+    let rules = resources.devices().iter().flatten().filter(|rule| rule.allow());
+    let open = |number: Option<i64>| number.and_then(|number| u32::try_from(number).ok());
+    rules
+        .map(|rule| DeviceRule {
+            block: rule.typ() == Some(LinuxDeviceType::B),
+            major: open(rule.major()),
+            minor: open(rule.minor()),
+            access: rule.access().clone().unwrap_or_default(),
+        })
+        .collect()
 }
 
 fn convert(process: &Process, user: User) -> Result<ProcessSpec, SpecError> {

@@ -15,6 +15,9 @@ use super::wire::{
 use crate::error::Error;
 use crate::node::Node;
 
+/// Images of a message of StreamImages.
+const BATCH: usize = 100;
+
 /// Serves the images of a node.
 #[derive(Debug)]
 pub(super) struct ImageApi {
@@ -29,7 +32,8 @@ impl ImageApi {
 
 #[tonic::async_trait]
 impl ImageService for ImageApi {
-    type StreamImagesStream = futures_util::stream::Empty<Result<StreamImagesResponse, Status>>;
+    type StreamImagesStream =
+        futures_util::stream::Iter<std::vec::IntoIter<Result<StreamImagesResponse, Status>>>;
 
     async fn list_images(
         &self,
@@ -88,8 +92,13 @@ impl ImageService for ImageApi {
 
     async fn stream_images(
         &self,
-        _: Request<StreamImagesRequest>,
+        request: Request<StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
-        Err(Error::Unimplemented("StreamImages").into())
+        let filter = image::filter(request.into_inner().filter);
+        let images: Vec<_> =
+            self.node.images.list(filter.as_deref()).iter().map(|one| image::image(one)).collect();
+        let message = |images: &[_]| Ok(StreamImagesResponse { images: images.to_vec() });
+        let batches: Vec<_> = images.chunks(BATCH).map(message).collect();
+        Ok(Response::new(futures_util::stream::iter(batches)))
     }
 }

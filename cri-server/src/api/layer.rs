@@ -20,7 +20,7 @@ use crate::node::Node;
 /// Answered while recovery is at work: a kubelet asks them first and decides nothing about pods by them.
 const PASS_THE_GATE: [&str; 4] = ["Version", "Status", "RuntimeConfig", "ImageFsInfo"];
 /// Asked all the time; a line for each would hide the others.
-const POLLED: [&str; 10] = [
+const POLLED: [&str; 14] = [
     "Version",
     "Status",
     "RuntimeConfig",
@@ -29,6 +29,10 @@ const POLLED: [&str; 10] = [
     "PodSandboxStatus",
     "ListContainers",
     "ContainerStatus",
+    "ContainerStats",
+    "ListContainerStats",
+    "PodSandboxStats",
+    "ListPodSandboxStats",
     "ListImages",
     "ImageStatus",
 ];

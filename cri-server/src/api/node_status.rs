@@ -35,10 +35,17 @@ pub(super) fn status(node: &Node, verbose: bool) -> wire::StatusResponse {
             .keys()
             .map(|name| wire::RuntimeHandler {
                 name: name.clone(),
-                features: Some(wire::RuntimeHandlerFeatures::default()),
+                features: Some(wire::RuntimeHandlerFeatures {
+                    recursive_read_only_mounts: cove_runtime::namespace::has_recursive_mount_flags(),
+                    ..Default::default()
+                }),
             })
             .collect(),
-        features: Some(wire::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+        features: Some(wire::RuntimeFeatures {
+            supplemental_groups_policy: true,
+            mount_options: true,
+            ..Default::default()
+        }),
     }
 }
 

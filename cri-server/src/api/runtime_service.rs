@@ -9,13 +9,14 @@ use tonic::{Request, Response, Status};
 use tracing::Span;
 
 use super::convert::{self, field, filter, process, status, stream, verbose};
+use super::events::{self, EventStream};
 use super::node_status;
 use super::wire::runtime_service_server::RuntimeService;
 use super::wire::{
     AttachRequest, AttachResponse, CheckpointContainerRequest, CheckpointContainerResponse,
-    CheckpointPodRequest, CheckpointPodResponse, ContainerEventResponse, ContainerStatsRequest,
-    ContainerStatsResponse, ContainerStatusRequest, ContainerStatusResponse, CreateContainerRequest,
-    CreateContainerResponse, ExecRequest, ExecResponse, ExecSyncRequest, ExecSyncResponse, GetEventsRequest,
+    CheckpointPodRequest, CheckpointPodResponse, ContainerStatsRequest, ContainerStatsResponse,
+    ContainerStatusRequest, ContainerStatusResponse, CreateContainerRequest, CreateContainerResponse,
+    ExecRequest, ExecResponse, ExecSyncRequest, ExecSyncResponse, GetEventsRequest,
     ListContainerStatsRequest, ListContainerStatsResponse, ListContainersRequest, ListContainersResponse,
     ListMetricDescriptorsRequest, ListMetricDescriptorsResponse, ListPodSandboxMetricsRequest,
     ListPodSandboxMetricsResponse, ListPodSandboxRequest, ListPodSandboxResponse, ListPodSandboxStatsRequest,
@@ -35,6 +36,7 @@ use super::wire::{
 use crate::container::{self, ContainerView};
 use crate::error::Error;
 use crate::node::Node;
+use crate::sandbox::state::PodResources;
 use crate::{sandbox, stats};
 
 /// Serves the pods and containers of a node.
@@ -59,6 +61,24 @@ type Unserved<T> = futures_util::stream::Empty<Result<T, Status>>;
 
 fn unserved<T>(method: &'static str) -> Result<Response<T>, Status> {
     Err(Error::Unimplemented(method).into())
+}
+
+/// A list, some items a message. What a kubelet asks for in a stream is what would not fit one message.
+type Batches<T> = futures_util::stream::Iter<std::vec::IntoIter<Result<T, Status>>>;
+
+/// Items of a message: far below the 16 MiB that a client takes, with labels of 128 KiB on each.
+const BATCH: usize = 100;
+
+fn batches<I, T>(items: Vec<I>, message: impl Fn(Vec<I>) -> T) -> Response<Batches<T>> {
+    let mut items = items.into_iter();
+    let mut all = Vec::new();
+    loop {
+        let batch: Vec<I> = items.by_ref().take(BATCH).collect();
+        if batch.is_empty() {
+            return Response::new(futures_util::stream::iter(all));
+        }
+        all.push(Ok(message(batch)));
+    }
 }
 
 /// The sandbox that a call is about, noted in its span.
@@ -89,11 +109,11 @@ async fn container_info(view: &Arc<ContainerView>) -> BTreeMap<String, String> {
 
 #[tonic::async_trait]
 impl RuntimeService for RuntimeApi {
-    type StreamPodSandboxesStream = Unserved<StreamPodSandboxesResponse>;
-    type StreamContainersStream = Unserved<StreamContainersResponse>;
-    type StreamContainerStatsStream = Unserved<StreamContainerStatsResponse>;
-    type StreamPodSandboxStatsStream = Unserved<StreamPodSandboxStatsResponse>;
-    type GetContainerEventsStream = Unserved<ContainerEventResponse>;
+    type StreamPodSandboxesStream = Batches<StreamPodSandboxesResponse>;
+    type StreamContainersStream = Batches<StreamContainersResponse>;
+    type StreamContainerStatsStream = Batches<StreamContainerStatsResponse>;
+    type StreamPodSandboxStatsStream = Batches<StreamPodSandboxStatsResponse>;
+    type GetContainerEventsStream = EventStream;
     type StreamPodSandboxMetricsStream = Unserved<StreamPodSandboxMetricsResponse>;
 
     async fn version(&self, _: Request<VersionRequest>) -> Result<Response<VersionResponse>, Status> {
@@ -297,52 +317,90 @@ impl RuntimeService for RuntimeApi {
         Ok(Response::new(PortForwardResponse { url }))
     }
 
-    // Not built yet.
-
-    async fn stream_pod_sandboxes(
-        &self,
-        _: Request<StreamPodSandboxesRequest>,
-    ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
-        unserved("StreamPodSandboxes")
-    }
-
-    async fn stream_containers(
-        &self,
-        _: Request<StreamContainersRequest>,
-    ) -> Result<Response<Self::StreamContainersStream>, Status> {
-        unserved("StreamContainers")
-    }
-
     async fn update_container_resources(
         &self,
-        _: Request<UpdateContainerResourcesRequest>,
+        request: Request<UpdateContainerResourcesRequest>,
     ) -> Result<Response<UpdateContainerResourcesResponse>, Status> {
-        unserved("UpdateContainerResources")
+        let request = request.into_inner();
+        field::not_built("windows", request.windows.is_some())?;
+        let id = container_id(request.container_id)?;
+        let asked = convert::container::update(request.linux)?;
+        container::update::update(&self.node, &id, asked).await?;
+        Ok(Response::new(UpdateContainerResourcesResponse {}))
     }
 
     async fn reopen_container_log(
         &self,
-        _: Request<ReopenContainerLogRequest>,
+        request: Request<ReopenContainerLogRequest>,
     ) -> Result<Response<ReopenContainerLogResponse>, Status> {
-        unserved("ReopenContainerLog")
+        let id = container_id(request.into_inner().container_id)?;
+        container::reopen_log::reopen(&self.node, &id).await?;
+        Ok(Response::new(ReopenContainerLogResponse {}))
     }
 
-    async fn attach(&self, _: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
-        unserved("Attach")
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: Request<UpdatePodSandboxResourcesRequest>,
+    ) -> Result<Response<UpdatePodSandboxResourcesResponse>, Status> {
+        let request = request.into_inner();
+        let id = sandbox_id(request.pod_sandbox_id)?;
+        let overhead = convert::container::pod_resources("overhead", request.overhead)?;
+        let resources = convert::container::pod_resources("resources", request.resources)?;
+        sandbox::update::update(&self.node, &id, PodResources { overhead, resources }).await?;
+        Ok(Response::new(UpdatePodSandboxResourcesResponse {}))
+    }
+
+    async fn stream_pod_sandboxes(
+        &self,
+        request: Request<StreamPodSandboxesRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
+        let filter = filter::sandboxes(request.into_inner().filter)?;
+        let views = sandbox::list::list(&self.node, &filter);
+        let items = views.iter().map(|view| status::sandbox_item(view)).collect();
+        Ok(batches(items, |pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes }))
+    }
+
+    async fn stream_containers(
+        &self,
+        request: Request<StreamContainersRequest>,
+    ) -> Result<Response<Self::StreamContainersStream>, Status> {
+        let filter = filter::containers(request.into_inner().filter)?;
+        let views = container::list::list(&self.node, &filter);
+        let items = views.iter().map(|view| status::container_item(view)).collect();
+        Ok(batches(items, |containers| StreamContainersResponse { containers }))
     }
 
     async fn stream_container_stats(
         &self,
-        _: Request<StreamContainerStatsRequest>,
+        request: Request<StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        unserved("StreamContainerStats")
+        let filter = convert::stats::container_filter(request.into_inner().filter);
+        let (usages, disk) = (stats::containers(&self.node, filter).await?, self.disk());
+        let items = usages.iter().map(|usage| convert::stats::container(usage, &disk)).collect();
+        Ok(batches(items, |container_stats| StreamContainerStatsResponse { container_stats }))
     }
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<StreamPodSandboxStatsRequest>,
+        request: Request<StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        unserved("StreamPodSandboxStats")
+        let filter = convert::stats::sandbox_filter(request.into_inner().filter);
+        let (usages, disk) = (stats::sandboxes(&self.node, filter).await?, self.disk());
+        let items = usages.iter().map(|usage| convert::stats::sandbox(usage, &disk)).collect();
+        Ok(batches(items, |pod_sandbox_stats| StreamPodSandboxStatsResponse { pod_sandbox_stats }))
+    }
+
+    async fn get_container_events(
+        &self,
+        _: Request<GetEventsRequest>,
+    ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
+        Ok(Response::new(events::stream(&self.node)))
+    }
+
+    // Not built yet.
+
+    async fn attach(&self, _: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
+        unserved("Attach")
     }
 
     async fn update_runtime_config(
@@ -373,13 +431,6 @@ impl RuntimeService for RuntimeApi {
         unserved("RestorePod")
     }
 
-    async fn get_container_events(
-        &self,
-        _: Request<GetEventsRequest>,
-    ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
-        unserved("GetContainerEvents")
-    }
-
     async fn list_metric_descriptors(
         &self,
         _: Request<ListMetricDescriptorsRequest>,
@@ -400,11 +451,20 @@ impl RuntimeService for RuntimeApi {
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
         unserved("StreamPodSandboxMetrics")
     }
+}
 
-    async fn update_pod_sandbox_resources(
-        &self,
-        _: Request<UpdatePodSandboxResourcesRequest>,
-    ) -> Result<Response<UpdatePodSandboxResourcesResponse>, Status> {
-        unserved("UpdatePodSandboxResources")
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::StreamExt;
+
+    #[tokio::test]
+    async fn a_stream_has_each_item_once_and_ends() {
+        for (count, messages) in [(0, 0), (1, 1), (BATCH, 1), (BATCH + 1, 2), (3 * BATCH, 3)] {
+            let stream = batches((0..count).collect(), |items: Vec<usize>| items).into_inner();
+            let all: Vec<_> = stream.map(|batch| batch.unwrap()).collect().await;
+            assert_eq!(all.len(), messages, "{count}");
+            assert_eq!(all.concat(), (0..count).collect::<Vec<_>>());
+        }
     }
 }

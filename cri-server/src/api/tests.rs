@@ -147,15 +147,28 @@ const ANSWERED: &[&str] = &[
     "RuntimeConfig",
     "ListPodSandbox",
     "ListContainers",
-    "ListImages",
-    "ImageFsInfo",
     "ListContainerStats",
     "ListPodSandboxStats",
+    "ListImages",
+    "ImageFsInfo",
 ];
+/// Answered by a stream, which is empty where there is nothing: the client here takes that for a missing message.
+const STREAMS: &[&str] = &[
+    "StreamPodSandboxes",
+    "StreamContainers",
+    "StreamContainerStats",
+    "StreamPodSandboxStats",
+    "StreamImages",
+];
+/// Answered by a stream without an end, for which this client would wait.
+const ENDLESS: &str = "GetContainerEvents";
 /// Refused because an empty request names nothing.
 const NEED_AN_OBJECT: &[&str] = &[
     "ContainerStats",
     "PodSandboxStats",
+    "UpdateContainerResources",
+    "UpdatePodSandboxResources",
+    "ReopenContainerLog",
     "RunPodSandbox",
     "StopPodSandbox",
     "RemovePodSandbox",
@@ -179,13 +192,17 @@ async fn every_call_takes_an_empty_request_cleanly() {
     served.node.gate.open();
     let client = served.client().await;
     let calls = RUNTIME_CALLS.map(|method| ("RuntimeService", method)).into_iter();
-    for (service, method) in calls.chain(IMAGE_CALLS.map(|method| ("ImageService", method))) {
+    let all = calls.chain(IMAGE_CALLS.map(|method| ("ImageService", method)));
+    for (service, method) in all.filter(|(_, method)| *method != ENDLESS) {
         // The unit is the message without fields.
         let answer: Result<(), Status> = client.call(service, method, ()).await;
         match answer {
             Ok(()) => assert!(ANSWERED.contains(&method), "{method} was answered"),
             Err(status) if NEED_AN_OBJECT.contains(&method) => {
                 assert_eq!(status.code(), Code::InvalidArgument, "{method}: {status}");
+            }
+            Err(status) if STREAMS.contains(&method) => {
+                assert!(status.message().contains("Missing response message"), "{method}: {status}");
             }
             Err(status) => {
                 assert_eq!(status.code(), Code::Unimplemented, "{method}: {status}");

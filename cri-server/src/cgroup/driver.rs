@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use cove_runtime::cgroup::{Cgroup, CgroupPath, Hierarchies, Limits, StatsReader};
+use cove_runtime::cgroup::{Cgroup, CgroupPath, DeviceRule, Hierarchies, Limits, StatsReader};
 use cove_runtime::protocol::CgroupPlace;
 
 use crate::blocking;
@@ -27,6 +27,8 @@ pub struct Cgroups {
 pub struct Settings {
     /// Limits.
     pub limits: Limits,
+    /// Devices that may be used beside the usual ones.
+    pub devices: Vec<DeviceRule>,
     /// Every device may be used.
     pub all_devices: bool,
 }
@@ -106,7 +108,7 @@ impl Cgroups {
         blocking::run(move || {
             let cgroup = tree.create(&path)?;
             cgroup.set_limits(&settings.limits)?;
-            cgroup.set_device_rules(settings.all_devices)?;
+            cgroup.set_device_rules(settings.all_devices, &settings.devices)?;
             let oom_events = cgroup.oom_events()?;
             Ok(Placement { oom_events, ..place_of(&cgroup, tree.unified())? })
         })

@@ -1,5 +1,6 @@
 //! What a container was asked to be: right by type, kept in its record, returned byte for byte.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,38 @@ pub struct Mount {
     pub selinux_relabel: bool,
     /// See [`MountPropagation`].
     pub propagation: MountPropagation,
+    /// Read-only all the way down.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recursive_readonly: bool,
+    /// Further flags, as sent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<MountOption>,
+}
+
+/// A flag of a volume's mount (cri-api v0.37 `mount_options`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::enum_variant_names, reason = "as mount(8) calls them")]
+pub enum MountOption {
+    /// No program of it can be run.
+    NoExec,
+    /// Set-user-id bits and file capabilities of it do not count.
+    NoSuid,
+    /// Device nodes of it cannot be used.
+    NoDev,
+}
+
+impl MountOption {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::NoExec, Self::NoSuid, Self::NoDev];
+
+    /// As mount(8) and the CRI spell it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoExec => "noexec",
+            Self::NoSuid => "nosuid",
+            Self::NoDev => "nodev",
+        }
+    }
 }
 
 /// Limits of cpu, memory and pids; 0 or none is unset.
@@ -60,6 +93,50 @@ pub struct Resources {
     pub cpuset_cpus: String,
     /// Memory nodes, in list form.
     pub cpuset_mems: String,
+    /// Bytes of huge pages by page size, as the kernel writes it ("2MB"). 0 is a limit.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub hugepages: BTreeMap<String, u64>,
+    /// Files of cgroup v2 and what is written to them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unified: BTreeMap<String, String>,
+}
+
+impl Resources {
+    /// Takes over what `asked` sets. The score by which the kernel chooses whom to kill is a process's from its start.
+    pub fn take(&mut self, asked: Self) {
+        let numbers = [
+            (&mut self.cpu_period, asked.cpu_period),
+            (&mut self.cpu_quota, asked.cpu_quota),
+            (&mut self.cpu_shares, asked.cpu_shares),
+            (&mut self.memory_limit, asked.memory_limit),
+            (&mut self.memory_swap_limit, asked.memory_swap_limit),
+        ];
+        for (now, asked) in numbers {
+            if asked != 0 {
+                *now = asked;
+            }
+        }
+        for (now, asked) in
+            [(&mut self.cpuset_cpus, asked.cpuset_cpus), (&mut self.cpuset_mems, asked.cpuset_mems)]
+        {
+            if !asked.is_empty() {
+                *now = asked;
+            }
+        }
+        self.hugepages.extend(asked.hugepages);
+        self.unified.extend(asked.unified);
+    }
+}
+
+/// A device of the host, or all below a directory of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceMapping {
+    /// As the container sees it: below /dev.
+    pub container_path: String,
+    /// On the host.
+    pub host_path: String,
+    /// Letters of `rwm`.
+    pub permissions: String,
 }
 
 /// Capabilities asked for, upper case without `CAP_`; `ALL` stands for every one.
@@ -119,6 +196,9 @@ pub struct ContainerConfig {
     pub envs: Vec<(String, Vec<u8>)>,
     /// Volumes.
     pub mounts: Vec<Mount>,
+    /// Devices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceMapping>,
     /// As sent.
     pub labels: Annotations,
     /// As sent.

@@ -11,6 +11,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::config::Resources;
 use super::record::{ContainerIdentity, Places};
 use super::state::{ContainerFact, ContainerState, Stage};
 use super::view::ContainerView;
@@ -43,6 +44,8 @@ pub struct Container {
     events: Arc<Events>,
     /// Create, Start and Remove hold it; Stop does not.
     pub lock: tokio::sync::Mutex<()>,
+    /// UpdateContainerResources holds it, and Start while it sets limits.
+    pub update: tokio::sync::Mutex<()>,
     /// StartContainer under way.
     pub starting: Flight<()>,
     /// RemoveContainer under way.
@@ -77,6 +80,7 @@ impl Container {
             pod,
             events,
             lock: tokio::sync::Mutex::new(()),
+            update: tokio::sync::Mutex::new(()),
             starting: Flight::default(),
             removing: Flight::default(),
             ending: Flight::default(),
@@ -105,6 +109,11 @@ impl Container {
     /// Its state as of now. Takes no lock.
     pub fn state(&self) -> Arc<ContainerState> {
         self.state.get()
+    }
+
+    /// Its limits: as it was made with, or as they were changed to. Takes no lock.
+    pub fn resources(&self) -> Resources {
+        self.state.get().resources.clone().unwrap_or_else(|| self.identity.config.resources.clone())
     }
 
     /// As List and Status see it; none while it is being made or nobody has its id. Takes no lock.
@@ -259,6 +268,7 @@ impl Container {
                 log_path: identity.log_path.clone(),
                 pid: state.process().map(|process| process.pid),
                 stop_signal: identity.stop_signal,
+                resources: state.resources.clone().unwrap_or_else(|| identity.config.resources.clone()),
                 steps: state.steps.clone(),
                 bundle: self.places.bundle.clone(),
             });

@@ -10,12 +10,14 @@ pub(crate) mod live;
 mod log;
 pub(crate) mod record;
 pub(crate) mod remove;
+pub(crate) mod reopen_log;
 pub(crate) mod spec;
 pub(crate) mod start;
 pub(crate) mod state;
 pub(crate) mod status;
 pub(crate) mod stop;
 pub(crate) mod stream;
+pub(crate) mod update;
 mod view;
 
 pub(crate) use state::{ContainerFact, ContainerPhase, ResolvedUser};

@@ -3,12 +3,14 @@
 //! a seccomp profile of this node that is read.
 
 mod capabilities;
+mod devices;
 mod mounts;
 mod process;
 mod seccomp;
 mod signal;
 
-use oci_spec::runtime::Spec;
+use cove_runtime::cgroup::Limits;
+use oci_spec::runtime::{LinuxResources, Spec};
 use serde_json::{Value, json};
 
 use super::config::{ContainerConfig, Resources};
@@ -57,18 +59,28 @@ fn build(
     }
     let seccomp = seccomp::seccomp(config, capabilities::bounding(config)?)?;
     let (process, raw_env) = process::process(sandbox, config, &image.config)?;
+    limits(&config.resources, unified)?;
+    let nodes = devices::nodes(config)?;
+    let mut resources = resources(&config.resources);
+    // A privileged container may use every device: its cgroup has no rule.
+    if !nodes.is_empty() && !config.privileged {
+        resources["devices"] = nodes.iter().map(devices::Node::rule).collect();
+    }
     let mut spec = json!({
         "ociVersion": OCI_VERSION,
         "process": process,
         "root": { "path": "rootfs", "readonly": config.readonly_rootfs },
         "mounts": mounts::mounts(places, config)?,
         "linux": {
-            "resources": resources(&config.resources),
+            "resources": resources,
             "namespaces": namespaces(config, unified),
             "maskedPaths": paths(config, &config.masked_paths),
             "readonlyPaths": paths(config, &config.readonly_paths),
         },
     });
+    if !nodes.is_empty() {
+        spec["linux"]["devices"] = nodes.iter().map(devices::Node::device).collect();
+    }
     if let Some(seccomp) = seccomp {
         spec["linux"]["seccomp"] = seccomp;
     }
@@ -117,7 +129,25 @@ fn resources(resources: &Resources) -> Value {
         "memory": { "limit": number(resources.memory_limit), "swap": number(swap) },
     });
     drop_nulls(&mut value);
+    if !resources.hugepages.is_empty() {
+        let limit = |(size, limit): (&String, &u64)| json!({ "pageSize": size, "limit": limit });
+        value["hugepageLimits"] = resources.hugepages.iter().map(limit).collect();
+    }
+    if !resources.unified.is_empty() {
+        value["unified"] = json!(resources.unified);
+    }
     value
+}
+
+/// Limits in the words of cgroups. `unified`: cgroup v2 carries the controllers.
+pub fn limits(asked: &Resources, unified: bool) -> Result<Limits, Error> {
+    if !asked.unified.is_empty() && !unified {
+        let reason = "is for cgroup v2, and this host's controllers are on version 1";
+        return Err(Error::invalid("config.linux.resources.unified", reason));
+    }
+    let text = |error: serde_json::Error| Error::invalid("config.linux.resources", error.to_string());
+    let resources: LinuxResources = serde_json::from_value(resources(asked)).map_err(text)?;
+    Ok(cove_runtime::spec::limits(&resources))
 }
 
 fn drop_nulls(value: &mut Value) {
@@ -146,6 +176,7 @@ pub(crate) mod tests {
             working_dir: String::new(),
             envs: Vec::new(),
             mounts: Vec::new(),
+            devices: Vec::new(),
             labels: Default::default(),
             annotations: Default::default(),
             log_path: None,

@@ -16,8 +16,8 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::live::Container;
-use super::log;
 use super::state::ContainerFact;
+use super::{log, spec};
 use crate::blocking;
 use crate::cgroup::{Placement, Settings};
 use crate::detach::ANSWER_LIMIT;
@@ -107,10 +107,13 @@ pub async fn read_spec(container: &Arc<Container>) -> Result<Box<Spec>, Error> {
     .await
 }
 
-async fn place(node: &Arc<Node>, container: &Arc<Container>, spec: &Spec) -> Result<Placement, Error> {
-    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
+async fn place(node: &Arc<Node>, container: &Arc<Container>, oci: &Spec) -> Result<Placement, Error> {
+    let resources = oci.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
+    // Limits as they are now: they may have been changed since it was made, or while this waits.
+    let _update = container.update.lock().await;
     let settings = Settings {
-        limits: cove_runtime::spec::limits(&resources),
+        limits: spec::limits(&container.resources(), node.cgroups.unified())?,
+        devices: cove_runtime::spec::device_rules(&resources),
         all_devices: container.identity.config.privileged,
     };
     node.cgroups.make(&container.identity.cgroup, settings).await

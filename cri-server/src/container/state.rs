@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::config::Resources;
 use crate::shim::ProcessId;
 use crate::step::StepTime;
 
@@ -151,6 +152,9 @@ pub struct ContainerState {
     pub oom: bool,
     /// How long each step of Create and Start took.
     pub steps: Vec<StepTime>,
+    /// Its limits, once they are others than it was made with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
 }
 
 /// What happens to a container. Times are nanoseconds since the epoch.
@@ -213,6 +217,7 @@ impl Default for ContainerState {
             removing: false,
             oom: false,
             steps: Vec::new(),
+            resources: None,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::config::ContainerConfig;
+use super::config::{ContainerConfig, Resources};
 use super::state::{ContainerPhase, ResolvedUser};
 use crate::step::StepTime;
 
@@ -34,6 +34,8 @@ pub struct ContainerView {
     pub pid: Option<i32>,
     /// The signal that Stop sends.
     pub stop_signal: i32,
+    /// Its limits as they are in force.
+    pub resources: Resources,
     /// How long each step of Create and Start took, in order.
     pub steps: Vec<StepTime>,
     /// Its directory, which holds `config.json`, the OCI spec.

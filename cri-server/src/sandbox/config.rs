@@ -92,6 +92,9 @@ pub struct SandboxConfig {
     pub pid: NamespaceMode,
     /// IPC: `Pod` or `Node`.
     pub ipc: NamespaceMode,
+    /// Kernel parameters of the pod's own namespaces, as sent.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sysctls: BTreeMap<String, String>,
     /// Containers of this sandbox may be privileged.
     pub privileged: bool,
     /// Runtime handler as asked for; "" is the default one.

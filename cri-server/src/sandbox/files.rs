@@ -148,6 +148,7 @@ pub(crate) mod tests {
             network: NamespaceMode::Pod,
             pid: NamespaceMode::Pod,
             ipc: NamespaceMode::Pod,
+            sysctls: Default::default(),
             privileged: false,
             runtime_handler: String::new(),
         }

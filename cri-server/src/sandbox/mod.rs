@@ -14,6 +14,7 @@ pub(crate) mod state;
 pub(crate) mod status;
 pub(crate) mod stop;
 pub(crate) mod teardown;
+pub(crate) mod update;
 mod view;
 
 pub(crate) use view::SandboxView;

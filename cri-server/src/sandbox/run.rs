@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use cove_runtime::namespace;
 use cove_runtime::protocol::{InitReply, Reply, Request, SandboxSpec, StartInit};
+use cove_runtime::sysctl::as_path;
 use tracing::Instrument;
 
 use super::config::{NamespaceMode, SandboxConfig, SandboxName};
@@ -31,9 +32,10 @@ const RUN: Operation = Operation { name: "RunPodSandbox", point: "sandbox.run", 
 const RUN_LIMIT: Duration = Duration::from_secs(230);
 /// How long a shim may take to make namespaces or an init: some milliseconds, and much more on a loaded host.
 const SHIM_LIMIT: Duration = Duration::from_secs(30);
-/// sysctls of every pod with a network of its own, as its users know them from other runtimes (features.md 1.3).
-const NETWORK_SYSCTLS: [(&str, &str); 2] =
-    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+/// What users of other runtimes expect of a pod's own network (features.md 1.3): ports below 1024 for everyone.
+const UNPRIVILEGED_PORTS: (&str, &str) = ("net.ipv4.ip_unprivileged_port_start", "0");
+/// The same: ping for everyone. The range is all groups.
+const UNPRIVILEGED_PING: (&str, &str) = ("net.ipv4.ping_group_range", "0 2147483647");
 
 /// Makes a sandbox, or joins the call that already does, and returns its id once it is ready.
 pub async fn run(node: &Arc<Node>, config: SandboxConfig) -> Result<String, Error> {
@@ -125,7 +127,8 @@ fn reserve(node: &Arc<Node>, id: &str, config: Arc<SandboxConfig>) -> Arc<Sandbo
 async fn sequence(node: &Arc<Node>, sandbox: &Arc<Sandbox>, steps: &mut Steps) -> Result<(), Error> {
     steps.whole("record", record(sandbox)).await?;
     let shim = steps.whole("shim", launch(node, sandbox)).await?;
-    let netns = steps.step("namespaces", make_namespaces(sandbox, &shim)).await?;
+    let netns =
+        steps.step("namespaces", make_namespaces(sandbox, &shim, &node.config.load().network)).await?;
     if let Some(netns) = netns {
         let netns = steps.whole("pin", pin(sandbox, netns)).await?;
         steps.whole("network", attach(node, sandbox, netns)).await?;
@@ -196,7 +199,11 @@ fn shim_log(sandbox: &Sandbox) -> String {
     format!("it ended at once: see {}", sandbox.places.run.join(crate::shim::LOG).display())
 }
 
-async fn make_namespaces(sandbox: &Arc<Sandbox>, shim: &Shim) -> Result<Option<OwnedFd>, Error> {
+async fn make_namespaces(
+    sandbox: &Arc<Sandbox>,
+    shim: &Shim,
+    settings: &crate::config::Network,
+) -> Result<Option<OwnedFd>, Error> {
     let config = &sandbox.identity.config;
     let own_network = config.network != NamespaceMode::Node;
     let spec = SandboxSpec {
@@ -206,11 +213,7 @@ async fn make_namespaces(sandbox: &Arc<Sandbox>, shim: &Shim) -> Result<Option<O
         // The host's network comes with the host's name (features.md 1.3).
         new_uts: own_network,
         hostname: if own_network { files::hostname(config) } else { String::new() },
-        sysctls: NETWORK_SYSCTLS
-            .iter()
-            .filter(|_| own_network)
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-            .collect(),
+        sysctls: sysctls(config, settings),
     };
     let (reply, fds) = shim.ask("make namespaces of", Request::MakeSandbox(spec), &[], SHIM_LIMIT).await?;
     let netns = fds.into_iter().next();
@@ -222,6 +225,20 @@ async fn make_namespaces(sandbox: &Arc<Sandbox>, shim: &Shim) -> Result<Option<O
         });
     }
     Ok(netns)
+}
+
+/// Those that the pod asks for, and those that pods are given unless they ask otherwise.
+fn sysctls(config: &SandboxConfig, settings: &crate::config::Network) -> Vec<(String, String)> {
+    let own = config.network != NamespaceMode::Node;
+    let asked = |key: &str| config.sysctls.keys().any(|known| as_path(known) == as_path(key));
+    let given =
+        [(settings.unprivileged_ports, UNPRIVILEGED_PORTS), (settings.unprivileged_ping, UNPRIVILEGED_PING)];
+    given
+        .into_iter()
+        .filter(|(wanted, (key, _))| *wanted && own && !asked(key))
+        .map(|(_, (key, value))| (key.to_owned(), value.to_owned()))
+        .chain(config.sysctls.clone())
+        .collect()
 }
 
 async fn pin(sandbox: &Arc<Sandbox>, netns: OwnedFd) -> Result<OwnedFd, Error> {
@@ -286,4 +303,24 @@ async fn start_init(sandbox: &Arc<Sandbox>, shim: &Shim, placement: Option<Place
         sandbox.record(SandboxFact::InitStarted(pid), "init").await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Network;
+
+    #[test]
+    fn pods_are_given_what_they_do_not_ask_for() {
+        let mut config = files::tests::config();
+        let settings = Network::default();
+        assert_eq!(sysctls(&config, &settings).len(), 2);
+        config.sysctls.insert("net/ipv4/ip_unprivileged_port_start".into(), "1024".into());
+        let set = sysctls(&config, &settings);
+        assert_eq!(set.iter().filter(|(key, _)| key.contains("port_start")).count(), 1, "{set:?}");
+        let off = Network { unprivileged_ports: false, unprivileged_ping: false, ..Network::default() };
+        assert_eq!(sysctls(&config, &off).len(), 1);
+        (config.network, config.sysctls) = (NamespaceMode::Node, Default::default());
+        assert!(sysctls(&config, &settings).is_empty(), "the host's network is not touched");
+    }
 }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
+use crate::container::config::Resources;
 use crate::shim::ProcessId;
 use crate::step::StepTime;
 
@@ -39,6 +40,9 @@ pub struct SandboxState {
     pub reason: Cow<'static, str>,
     /// How long each step of its making took.
     pub steps: Vec<StepTime>,
+    /// What the kubelet said last of its cgroup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<PodResources>,
 }
 
 /// What happens to a sandbox.
@@ -66,6 +70,17 @@ pub enum SandboxFact {
     Down,
     /// The host was restarted.
     HostRestarted,
+    /// The kubelet has changed the limits of its cgroup, or is about to.
+    Resized(Box<PodResources>),
+}
+
+/// What a kubelet says of a pod's cgroup, which is its own to limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodResources {
+    /// Of the sandbox itself.
+    pub overhead: Option<Resources>,
+    /// Of all containers.
+    pub resources: Option<Resources>,
 }
 
 /// A fact that does not fit the state.
@@ -84,6 +99,7 @@ impl Default for SandboxState {
             init: None,
             reason: Cow::Borrowed(""),
             steps: Vec::new(),
+            resources: None,
         }
     }
 }
@@ -107,6 +123,7 @@ impl SandboxState {
             SandboxFact::RunFailed(reason) => self.end(Cow::Owned(reason)),
             SandboxFact::Closing => self.closing = true,
             SandboxFact::Removing => (self.closing, self.removing) = (true, true),
+            SandboxFact::Resized(resources) => self.resources = Some(*resources),
             SandboxFact::ShimGone => self.end(Cow::Borrowed("its shim has ended")),
             SandboxFact::InitExited => self.end(Cow::Borrowed("the init of its PID namespace has ended")),
             SandboxFact::HostRestarted => {

@@ -22,13 +22,35 @@ const USUAL: [&str; 10] = [
     "c 136:* rwm", // pts, and with it the container's console, which is one of them
 ];
 
+/// Devices that may be used beside the usual ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceRule {
+    /// Block devices; else character devices.
+    pub block: bool,
+    /// Major number; none: any.
+    pub major: Option<u32>,
+    /// Minor number; none: any.
+    pub minor: Option<u32>,
+    /// Letters of `rwm`: read, write, make a node.
+    pub access: String,
+}
+
+impl DeviceRule {
+    /// As the device controller of version 1 reads it.
+    fn line(&self) -> String {
+        let number = |number: Option<u32>| number.map_or_else(|| "*".to_owned(), |number| number.to_string());
+        let kind = if self.block { 'b' } else { 'c' };
+        format!("{kind} {}:{} {}", number(self.major), number(self.minor), self.access)
+    }
+}
+
 impl Cgroup {
-    /// The device rules of a container: with `allow_all` everything that its parent group allows, else the usual nodes
-    /// and nothing more. For a group without children, before a process is in it.
+    /// The device rules of a container: with `allow_all` everything that its parent group allows, else the usual nodes,
+    /// those of `more`, and nothing besides. For a group without children, before a process is in it.
     ///
     /// # Errors
     /// [`CgroupError::Value`] where the parent group allows less; [`CgroupError::NotBuilt`] for rules on cgroup v2.
-    pub fn set_device_rules(&self, allow_all: bool) -> Result<(), CgroupError> {
+    pub fn set_device_rules(&self, allow_all: bool, more: &[DeviceRule]) -> Result<(), CgroupError> {
         let group = match self.group("devices") {
             Ok(group) if group.is(Version::V1) => group,
             // Without a rule every device is allowed already.
@@ -41,7 +63,8 @@ impl Cgroup {
         }
         // The kernel takes one rule a write.
         group.write("devices.deny", ALL)?;
-        USUAL.iter().try_for_each(|rule| group.write("devices.allow", rule))
+        USUAL.iter().try_for_each(|rule| group.write("devices.allow", rule))?;
+        more.iter().try_for_each(|rule| group.write("devices.allow", &rule.line()))
     }
 }
 
@@ -55,11 +78,11 @@ mod test {
         let scratch = Scratch::new("devices");
         let cgroup = scratch.create("pod");
         if cgroup.unified {
-            assert!(matches!(cgroup.set_device_rules(false), Err(CgroupError::NotBuilt(_))));
+            assert!(matches!(cgroup.set_device_rules(false, &[]), Err(CgroupError::NotBuilt(_))));
             return;
         }
         for _ in 0..2 {
-            cgroup.set_device_rules(false).unwrap();
+            cgroup.set_device_rules(false, &[]).unwrap();
             let rules = cgroup.group("devices").unwrap().read("devices.list").unwrap();
             let mut rules: Vec<&str> = rules.lines().collect();
             let mut expected = USUAL.to_vec();
@@ -67,7 +90,16 @@ mod test {
             expected.sort_unstable();
             assert_eq!(rules, expected);
         }
-        cgroup.set_device_rules(true).unwrap();
+        let more = [
+            DeviceRule { block: false, major: Some(10), minor: Some(200), access: "rw".into() },
+            DeviceRule { block: true, major: Some(7), minor: None, access: "r".into() },
+        ];
+        cgroup.set_device_rules(false, &more).unwrap();
+        let rules = cgroup.group("devices").unwrap().read("devices.list").unwrap();
+        for line in ["c 10:200 rw", "b 7:* r"] {
+            assert!(rules.lines().any(|rule| rule == line), "{line}: {rules}");
+        }
+        cgroup.set_device_rules(true, &[]).unwrap();
         assert_eq!(cgroup.group("devices").unwrap().read("devices.list").unwrap().trim(), "a *:* rwm");
     }
 }

@@ -1,5 +1,7 @@
 //! Limits in the words of the OCI runtime spec, written as each version of cgroups wants them.
 
+use std::sync::Once;
+
 use rustix::io::Errno;
 
 use super::CgroupError;
@@ -41,6 +43,10 @@ pub struct Limits {
     pub memory_swap: Option<i64>,
     /// Processes; -1: none.
     pub pids: Option<i64>,
+    /// Bytes of huge pages by page size, as the kernel writes it ("2MB").
+    pub hugepages: Vec<(String, String)>,
+    /// Files of cgroup v2 and what is written to them, after all else.
+    pub unified: Vec<(String, String)>,
 }
 
 impl Cgroup {
@@ -53,8 +59,50 @@ impl Cgroup {
         self.set_cpu(limits)?;
         self.set_cpuset(limits)?;
         self.set_memory(limits)?;
-        let Some(pids) = limits.pids else { return Ok(()) };
-        self.group("pids")?.write("pids.max", &or_max(pids))
+        if let Some(pids) = limits.pids {
+            self.group("pids")?.write("pids.max", &or_max(pids))?;
+        }
+        self.set_hugepages(&limits.hugepages)?;
+        limits.unified.iter().try_for_each(|(file, value)| self.set_unified(file, value))
+    }
+
+    /// Huge pages of a host that does not count them, or has none of a size, cannot be limited: a kubelet sends a limit
+    /// for every size all the same, and no runtime fails for it.
+    fn set_hugepages(&self, limits: &[(String, String)]) -> Result<(), CgroupError> {
+        static WARNED: Once = Once::new();
+        // Beside the hierarchies of version 1, the tree of version 2 carries no controller of ours.
+        let counted = self.group("hugetlb").ok().filter(|group| self.unified || group.is(Version::V1));
+        let Some(group) = counted else {
+            if limits.iter().any(|(_, limit)| limit != "0") {
+                WARNED.call_once(|| tracing::warn!("huge pages are not limited on this host: said once"));
+            }
+            return Ok(());
+        };
+        let file = if group.is(Version::V1) { "limit_in_bytes" } else { "max" };
+        for (size, limit) in limits {
+            let there = group.write_if_there(&format!("hugetlb.{size}.{file}"), limit)?;
+            if !there && limit != "0" {
+                let reason = "this host has no huge pages of this size";
+                return Err(CgroupError::Limit { limit: "hugetlb", reason });
+            }
+        }
+        Ok(())
+    }
+
+    /// A key of the runtime spec's `unified`: a file of the group itself that sets a limit, nothing that steers it.
+    fn set_unified(&self, file: &str, value: &str) -> Result<(), CgroupError> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_');
+        if !file.bytes().all(plain)
+            || file.starts_with("cgroup.")
+            || !file.contains('.')
+            || file.starts_with('.')
+        {
+            return Err(CgroupError::Limit { limit: "unified", reason: "is not a limit file of cgroup v2" });
+        }
+        match self.groups.first().filter(|_| self.unified) {
+            Some(group) => group.write(file, value),
+            None => Err(CgroupError::Limit { limit: "unified", reason: "needs cgroup v2" }),
+        }
     }
 
     /// As [`Self::set_limits`] for a group that is in use: when one is refused, what was there before is put back.
@@ -287,6 +335,7 @@ mod test {
             memory: Some(64 << 20),
             memory_swap: Some(64 << 20),
             pids: Some(33),
+            ..Limits::default()
         };
         for _ in 0..2 {
             cgroup.set_limits(&limits).unwrap();

@@ -18,6 +18,7 @@ mod path;
 mod stats;
 mod tree;
 
+pub use devices::DeviceRule;
 pub use error::CgroupError;
 pub use group::Cgroup;
 pub use limits::Limits;

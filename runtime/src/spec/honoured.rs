@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::SpecError;
 
 /// JSON paths; `[]` is every element, a final `*` everything below. Who acts: builder or shim, unless it says so.
-const HONOURED: [&str; 45] = [
+const HONOURED: [&str; 47] = [
     "ociVersion",
     "root.path",
     "root.readonly",
@@ -43,6 +43,8 @@ const HONOURED: [&str; 45] = [
     "linux.resources.cpu.cpus",
     "linux.resources.cpu.mems",
     "linux.resources.pids.limit",
+    "linux.resources.hugepageLimits[].*",
+    "linux.resources.unified.*",
     "linux.namespaces[].type",
     "linux.namespaces[].path",
     "linux.devices[].path",

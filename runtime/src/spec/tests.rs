@@ -113,7 +113,6 @@ fn what_is_not_built_is_refused_by_path() {
         ("/linux/namespaces/0", json!({"type": "mount", "path": "/x"}), "linux.namespaces[0]"),
         ("/linux/resources/blockIO", json!({"weight": 10}), "linux.resources.blockIO.weight"),
         ("/linux/resources/memory/swappiness", json!(1), "linux.resources.memory.swappiness"),
-        ("/linux/resources/unified", json!({"memory.high": "1"}), "linux.resources.unified.memory.high"),
         ("/linux/devices/0/type", json!("p"), "linux.devices[0].type"),
         ("/linux/devices/0/path", json!("/etc/x"), "linux.devices[0].path"),
         ("/linux/devices/0/major", json!(-1), "linux.devices[0].major"),

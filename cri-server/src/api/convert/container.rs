@@ -3,15 +3,19 @@
 use std::path::PathBuf;
 
 use super::super::wire;
-use super::field::{absolute, known, name, no_control, no_nul, not_built, relative, required, within};
+use super::field::{absolute, known, name, no_control, no_nul, not_built, relative, required, within, word};
 use super::process::{environment, strings};
 use super::{security, signal};
-use crate::container::config::{ContainerConfig, ContainerName, Mount, MountPropagation, Resources};
+use crate::container::config::{
+    ContainerConfig, ContainerName, DeviceMapping, Mount, MountOption, MountPropagation, Resources,
+};
 use crate::error::Error;
 use crate::sandbox::config::{NamespaceMode, SandboxConfig};
 
 const SECURITY: &str = "config.linux.security_context";
 const RESOURCES: &str = "config.linux.resources";
+/// The longest name of a file: NAME_MAX (limits.h).
+const MAX_KEY: usize = 255;
 
 /// Checks the configuration of CreateContainer whole, against the sandbox that it is for.
 pub(in crate::api) fn config(
@@ -40,10 +44,11 @@ pub(in crate::api) fn config(
         working_dir: working_dir(config.working_dir)?,
         envs: environment(config.envs)?,
         mounts: mounts(config.mounts)?,
+        devices: devices(config.devices)?,
         labels: config.labels,
         annotations: config.annotations,
         log_path: log_path(&config.log_path)?,
-        resources: resources(linux.resources.unwrap_or_default())?,
+        resources: resources(RESOURCES, linux.resources.unwrap_or_default())?,
         pid: pid(context.namespace_options.as_ref(), sandbox.pid)?,
         run_as: security::run_as(&context)?,
         capabilities: security::capabilities(context.capabilities.unwrap_or_default())?,
@@ -61,7 +66,6 @@ fn refuse_not_built(config: &wire::ContainerConfig) -> Result<(), Error> {
     not_built("config.tty", config.tty)?;
     not_built("config.stdin", config.stdin)?;
     not_built("config.stdin_once", config.stdin_once)?;
-    not_built("config.devices", !config.devices.is_empty())?;
     not_built("config.CDI_devices", !config.cdi_devices.is_empty())?;
     not_built("config.windows", config.windows.is_some())
 }
@@ -96,6 +100,33 @@ fn paths(field: &str, values: &[String]) -> Result<Vec<PathBuf>, Error> {
     values.iter().enumerate().map(check).collect()
 }
 
+fn devices(devices: Vec<wire::Device>) -> Result<Vec<DeviceMapping>, Error> {
+    devices
+        .into_iter()
+        .enumerate()
+        .map(|(index, value)| device(&format!("config.devices[{index}]"), value))
+        .collect()
+}
+
+/// Nodes are made below /dev alone: elsewhere an image or a volume could stand in the way.
+fn device(field: &str, device: wire::Device) -> Result<DeviceMapping, Error> {
+    let at = |name: &str| format!("{field}.{name}");
+    absolute(&at("host_path"), &device.host_path)?;
+    let container_path =
+        if device.container_path.is_empty() { device.host_path.clone() } else { device.container_path };
+    let inside = absolute(&at("container_path"), &container_path)?;
+    if inside.components().count() < 3 || !inside.starts_with("/dev") {
+        return Err(Error::invalid(at("container_path"), format!("{container_path:?} is not below /dev")));
+    }
+    let permissions = device.permissions;
+    let twice = |letter: char| permissions.matches(letter).count() > 1;
+    if permissions.is_empty() || permissions.contains(|letter| !"rwm".contains(letter) || twice(letter)) {
+        let reason = format!("{permissions:?} is not made of the letters r, w and m");
+        return Err(Error::invalid(at("permissions"), reason));
+    }
+    Ok(DeviceMapping { container_path, host_path: device.host_path, permissions })
+}
+
 fn mounts(mounts: Vec<wire::Mount>) -> Result<Vec<Mount>, Error> {
     mounts
         .into_iter()
@@ -110,8 +141,7 @@ fn mount(field: &str, mount: wire::Mount) -> Result<Mount, Error> {
     not_built(&at("image_sub_path"), !mount.image_sub_path.is_empty())?;
     not_built(&at("uidMappings"), !mount.uid_mappings.is_empty())?;
     not_built(&at("gidMappings"), !mount.gid_mappings.is_empty())?;
-    not_built(&at("mount_options"), !mount.mount_options.is_empty())?;
-    not_built(&at("recursive_read_only"), mount.recursive_read_only)?;
+    recursive(&at("recursive_read_only"), &mount)?;
     absolute(&at("container_path"), &mount.container_path)?;
     if mount.container_path.trim_matches('/').is_empty() {
         return Err(Error::invalid(
@@ -130,15 +160,50 @@ fn mount(field: &str, mount: wire::Mount) -> Result<Mount, Error> {
         host_path: mount.host_path,
         readonly: mount.readonly,
         selinux_relabel: mount.selinux_relabel,
+        recursive_readonly: mount.recursive_read_only,
+        options: mount
+            .mount_options
+            .iter()
+            .enumerate()
+            .map(|(index, option)| mount_option(&at(&format!("mount_options[{index}]")), option))
+            .collect::<Result<_, _>>()?,
     })
 }
 
+/// What a recursive read-only mount needs: KEP-3857. A kubelet knows the refusal of a kernel by how it begins.
+fn recursive(field: &str, mount: &wire::Mount) -> Result<(), Error> {
+    if !mount.recursive_read_only {
+        return Ok(());
+    }
+    if !mount.readonly {
+        return Err(Error::invalid(field, "needs a mount that is read-only"));
+    }
+    if mount.propagation != i32::from(wire::MountPropagation::PropagationPrivate) {
+        return Err(Error::invalid(field, "needs a mount without propagation"));
+    }
+    if !cove_runtime::namespace::has_recursive_mount_flags() {
+        return Err(Error::invalid(
+            format!("RROUnsupported: {field}"),
+            "this kernel has no mount_setattr(2)",
+        ));
+    }
+    Ok(())
+}
+
+fn mount_option(field: &str, option: &str) -> Result<MountOption, Error> {
+    MountOption::ALL
+        .into_iter()
+        .find(|known| known.as_str() == option)
+        .ok_or_else(|| Error::invalid(field, format!("{option:?} is none of noexec, nosuid and nodev")))
+}
+
 /// Bounds are the kernel's: cpu.cfs_* and cpu.shares of cgroup v1, oom_score_adj of proc(5). 0 is "not given".
-fn resources(linux: wire::LinuxContainerResources) -> Result<Resources, Error> {
-    let at = |field: &str| format!("{RESOURCES}.{field}");
-    // A kubelet sends a limit of 0 for each page size that the host has, whether a pod asks for huge pages or not.
-    not_built(&at("hugepage_limits"), linux.hugepage_limits.iter().any(|limit| limit.limit > 0))?;
-    not_built(&at("unified"), !linux.unified.is_empty())?;
+fn resources(under: &str, linux: wire::LinuxContainerResources) -> Result<Resources, Error> {
+    let at = |field: &str| format!("{under}.{field}");
+    for (file, value) in &linux.unified {
+        word(&at("unified"), file, MAX_KEY)?;
+        no_control(&at("unified"), value)?;
+    }
     let or_unset = |field: &str, value: i64, bounds| {
         if value == 0 { Ok(0) } else { within(&at(field), value, bounds) }
     };
@@ -155,7 +220,37 @@ fn resources(linux: wire::LinuxContainerResources) -> Result<Resources, Error> {
         oom_score_adj: within(&at("oom_score_adj"), linux.oom_score_adj, -1000..=1000)?,
         cpuset_cpus: set(&at("cpuset_cpus"), linux.cpuset_cpus)?,
         cpuset_mems: set(&at("cpuset_mems"), linux.cpuset_mems)?,
+        hugepages: linux
+            .hugepage_limits
+            .into_iter()
+            .enumerate()
+            .map(|(index, limit)| hugepage(&at(&format!("hugepage_limits[{index}].page_size")), limit))
+            .collect::<Result<_, _>>()?,
+        unified: linux.unified,
     })
+}
+
+/// The page size is part of a file's name: `2MB`, `1GB`, as the kernel writes it.
+fn hugepage(field: &str, limit: wire::HugepageLimit) -> Result<(String, u64), Error> {
+    let size = &limit.page_size;
+    let digits = ["KB", "MB", "GB"].iter().find_map(|unit| size.strip_suffix(unit)).unwrap_or_default();
+    if digits.is_empty() || digits.len() > 5 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(Error::invalid(field, format!("{size:?} is not a page size such as 2MB")));
+    }
+    Ok((limit.page_size, limit.limit))
+}
+
+/// The limits of UpdateContainerResources.
+pub(in crate::api) fn update(linux: Option<wire::LinuxContainerResources>) -> Result<Resources, Error> {
+    resources("linux", linux.unwrap_or_default())
+}
+
+/// The limits of UpdatePodSandboxResources, checked like a container's.
+pub(in crate::api) fn pod_resources(
+    field: &str,
+    linux: Option<wire::LinuxContainerResources>,
+) -> Result<Option<Resources>, Error> {
+    linux.map(|linux| resources(field, linux)).transpose()
 }
 
 /// The list form of cpuset(7): `0-3,7`.
@@ -236,6 +331,16 @@ mod tests {
         changed(|config| change(config.linux.get_or_insert_default().resources.get_or_insert_default()))
     }
 
+    fn with_device(host: &str, inside: &str, permissions: &str) -> wire::ContainerConfig {
+        changed(|config| {
+            config.devices.push(wire::Device {
+                container_path: inside.into(),
+                host_path: host.into(),
+                permissions: permissions.into(),
+            });
+        })
+    }
+
     fn with_mount(change: impl FnOnce(&mut wire::Mount)) -> wire::ContainerConfig {
         changed(|config| {
             let mut mount = wire::Mount {
@@ -296,12 +401,18 @@ mod tests {
             userns_options: Some(wire::UserNamespace::default()),
             ..Default::default()
         };
-        let page = wire::HugepageLimit { page_size: "2MB".into(), limit: 1 };
+        let page = wire::HugepageLimit { page_size: "2MB/../x".into(), limit: 1 };
         let cases = [
             (changed(|config| config.tty = true), "config.tty"),
             (changed(|config| config.stdin = true), "config.stdin"),
             (changed(|config| config.stdin_once = true), "config.stdin_once"),
-            (changed(|config| config.devices.push(wire::Device::default())), "config.devices"),
+            (changed(|config| config.devices.push(wire::Device::default())), "config.devices[0].host_path"),
+            (with_device("/dev/null", "/etc/x", "rw"), "config.devices[0].container_path"),
+            (with_device("/dev/null", "/dev", "rw"), "config.devices[0].container_path"),
+            (with_device("/dev/null", "/dev/../etc", "rw"), "config.devices[0].container_path"),
+            (with_device("/dev/null", "", ""), "config.devices[0].permissions"),
+            (with_device("/dev/null", "", "rx"), "config.devices[0].permissions"),
+            (with_device("/dev/null", "", "rr"), "config.devices[0].permissions"),
             (changed(|config| config.cdi_devices.push(wire::CdiDevice::default())), "config.CDI_devices"),
             (
                 changed(|config| config.windows = Some(wire::WindowsContainerConfig::default())),
@@ -310,7 +421,17 @@ mod tests {
             (with_mount(|mount| mount.image = Some(wire::ImageSpec::default())), "config.mounts[0].image"),
             (with_mount(|mount| mount.image_sub_path = "a".into()), "config.mounts[0].image_sub_path"),
             (with_mount(|mount| mount.recursive_read_only = true), "config.mounts[0].recursive_read_only"),
-            (with_mount(|mount| mount.mount_options.push("noexec".into())), "config.mounts[0].mount_options"),
+            (
+                with_mount(|mount| mount.mount_options.push("noexec,suid".into())),
+                "config.mounts[0].mount_options[0]",
+            ),
+            (with_mount(|mount| mount.mount_options.push("ro".into())), "config.mounts[0].mount_options[0]"),
+            (
+                with_mount(|mount| {
+                    (mount.recursive_read_only, mount.readonly, mount.propagation) = (true, true, 1);
+                }),
+                "config.mounts[0].recursive_read_only",
+            ),
             (
                 with_mount(|mount| mount.uid_mappings.push(wire::IdMapping::default())),
                 "config.mounts[0].uidMappings",
@@ -321,10 +442,10 @@ mod tests {
             ),
             (
                 with_resources(|limits| limits.hugepage_limits.push(page)),
-                "config.linux.resources.hugepage_limits",
+                "config.linux.resources.hugepage_limits[0].page_size",
             ),
             (
-                with_resources(|limits| drop(limits.unified.insert("a".into(), "b".into()))),
+                with_resources(|limits| drop(limits.unified.insert("a b".into(), "c".into()))),
                 "config.linux.resources.unified",
             ),
             (

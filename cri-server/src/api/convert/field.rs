@@ -15,7 +15,7 @@ pub(in crate::api) fn required<T>(field: &str, value: Option<T>) -> Result<T, Er
 }
 
 /// Refuses a field that is not built, when it asks for something.
-pub(super) fn not_built(field: &str, asked: bool) -> Result<(), Error> {
+pub(in crate::api) fn not_built(field: &str, asked: bool) -> Result<(), Error> {
     if asked { Err(Error::invalid(field, "is not implemented by this version of Cove")) } else { Ok(()) }
 }
 

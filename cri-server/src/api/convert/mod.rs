@@ -13,6 +13,8 @@ pub(super) mod signal;
 pub(super) mod stats;
 pub(super) mod status;
 pub(super) mod stream;
+#[cfg(test)]
+mod table;
 pub(super) mod verbose;
 
 #[cfg(test)]

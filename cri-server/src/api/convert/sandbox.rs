@@ -3,9 +3,11 @@
 //! There is no process of the sandbox's own with rights, so what a CRI asks of a "pause" container (its user, its groups,
 //! its read-only rootfs, seccomp, AppArmor) has nothing to apply to and is not looked at.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use cove_runtime::cgroup::CgroupPath;
+use cove_runtime::sysctl::{Own, fault};
 
 use super::super::wire;
 use super::field::{absolute, known, name, no_control, not_built, part, required, word};
@@ -29,12 +31,12 @@ pub(in crate::api) fn config(
     let linux = config.linux.unwrap_or_default();
     let security = linux.security_context.unwrap_or_default();
     not_built("config.windows", config.windows.is_some())?;
-    not_built("config.linux.sysctls", !linux.sysctls.is_empty())?;
     super::security::selinux(
         "config.linux.security_context.selinux_options",
         security.selinux_options.as_ref(),
     )?;
     let [network, pid, ipc] = namespaces(security.namespace_options.unwrap_or_default())?;
+    sysctls(&linux.sysctls, network, ipc)?;
     if settings.handler(&request.runtime_handler).is_none() {
         return Err(Error::NotFound { kind: Kind::RuntimeHandler, id: request.runtime_handler });
     }
@@ -55,9 +57,26 @@ pub(in crate::api) fn config(
         network,
         pid,
         ipc,
+        sysctls: linux.sysctls,
         privileged: security.privileged,
         runtime_handler: request.runtime_handler,
     })
+}
+
+/// Only what is the pod's own: the host's parameters are no pod's to set.
+fn sysctls(
+    asked: &BTreeMap<String, String>,
+    network: NamespaceMode,
+    ipc: NamespaceMode,
+) -> Result<(), Error> {
+    let pods = |mode| mode != NamespaceMode::Node;
+    let own = Own { net: pods(network), ipc: pods(ipc), uts: pods(network) };
+    for (key, value) in asked {
+        if let Some(reason) = fault(key, value, own) {
+            return Err(Error::invalid("config.linux.sysctls", format!("{key:?} = {value:?}: {reason}")));
+        }
+    }
+    Ok(())
 }
 
 fn optional<T>(value: &str, check: impl Fn(&str) -> Result<T, Error>) -> Result<Option<T>, Error> {
@@ -330,7 +349,7 @@ mod tests {
         let label = Some(wire::SeLinuxOption { level: "s0\n".into(), ..Default::default() });
         let linux = wire::LinuxPodSandboxConfig::default();
         let sysctl = wire::LinuxPodSandboxConfig {
-            sysctls: [("kernel.shm_rmid_forced".to_owned(), "1".to_owned())].into(),
+            sysctls: [("kernel.core_pattern".to_owned(), "|x".to_owned())].into(),
             ..linux.clone()
         };
         let parent = |path: &str| wire::LinuxPodSandboxConfig { cgroup_parent: path.into(), ..linux.clone() };

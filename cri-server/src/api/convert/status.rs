@@ -112,7 +112,7 @@ pub(in crate::api) fn container(view: &ContainerView) -> wire::ContainerStatus {
         // Built from a log directory and a log path, which were both strings of the request.
         log_path: view.log_path.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
         resources: Some(wire::ContainerResources {
-            linux: Some(resources(&config.resources)),
+            linux: Some(resources(&view.resources)),
             ..Default::default()
         }),
         image_id: view.image_id.clone(),
@@ -163,6 +163,8 @@ fn mount(mount: &Mount) -> wire::Mount {
         readonly: mount.readonly,
         selinux_relabel: mount.selinux_relabel,
         propagation: propagation.into(),
+        recursive_read_only: mount.recursive_readonly,
+        mount_options: mount.options.iter().map(|option| option.as_str().to_owned()).collect(),
         ..Default::default()
     }
 }
@@ -177,7 +179,12 @@ fn resources(resources: &Resources) -> wire::LinuxContainerResources {
         oom_score_adj: resources.oom_score_adj,
         cpuset_cpus: resources.cpuset_cpus.clone(),
         cpuset_mems: resources.cpuset_mems.clone(),
-        ..Default::default()
+        hugepage_limits: resources
+            .hugepages
+            .iter()
+            .map(|(page_size, limit)| wire::HugepageLimit { page_size: page_size.clone(), limit: *limit })
+            .collect(),
+        unified: resources.unified.clone(),
     }
 }
 
@@ -192,7 +199,7 @@ fn user(user: &ResolvedUser) -> wire::ContainerUser {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::api) mod tests {
     use std::path::PathBuf;
     use std::sync::Arc;
 
@@ -259,11 +266,12 @@ mod tests {
         }
     }
 
-    fn container_view(phase: ContainerPhase) -> ContainerView {
+    pub(in crate::api) fn container_view(phase: ContainerPhase) -> ContainerView {
         let config = convert_container::config(Some(container_config()), &sandbox_view().config).unwrap();
         ContainerView {
             id: "c".repeat(64),
             sandbox: "5".repeat(64),
+            resources: config.resources.clone(),
             config: Arc::new(config),
             image_id: "sha256:aa".into(),
             image_ref: "r/i@sha256:bb".into(),

@@ -89,14 +89,21 @@ fn volume(mount: &Mount) -> Result<Value, Error> {
         MountPropagation::HostToContainer => "rslave",
         MountPropagation::Bidirectional => "rshared",
     };
-    let access = if mount.readonly { "ro" } else { "rw" };
+    let access = match (mount.recursive_readonly, mount.readonly) {
+        (true, _) => "rro",
+        (false, true) => "ro",
+        (false, false) => "rw",
+    };
+    let flags = mount.options.iter().map(|option| option.as_str());
+    let options: Vec<&str> = ["rbind", propagation, access].into_iter().chain(flags).collect();
     Ok(json!({ "destination": mount.container_path, "type": "bind", "source": mount.host_path,
-               "options": ["rbind", propagation, access] }))
+               "options": options }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::container::config::MountOption;
     use crate::container::spec::tests::config;
 
     fn destinations(volumes: &[(&str, &str)]) -> Result<Vec<String>, Error> {
@@ -109,6 +116,8 @@ mod tests {
                 readonly: true,
                 selinux_relabel: false,
                 propagation: MountPropagation::HostToContainer,
+                recursive_readonly: false,
+                options: Vec::new(),
             })
             .collect();
         let places = Places::new(Path::new("/r"), Path::new("/s"), "x");
@@ -137,5 +146,21 @@ mod tests {
         for bad in [("a", "/x"), ("/a", "x"), ("/", "/x"), ("//", "/x"), ("/a\0", "/x"), ("/a", "/x\0")] {
             assert!(destinations(&[bad]).is_err(), "{bad:?}");
         }
+    }
+    #[test]
+    fn flags_of_a_volume_reach_the_spec() {
+        let mount = Mount {
+            container_path: "/a".into(),
+            host_path: "/x".into(),
+            readonly: true,
+            selinux_relabel: false,
+            propagation: MountPropagation::Private,
+            recursive_readonly: true,
+            options: vec![MountOption::NoExec, MountOption::NoDev],
+        };
+        let options = |mount: &Mount| volume(mount).unwrap()["options"].clone();
+        assert_eq!(options(&mount), json!(["rbind", "rprivate", "rro", "noexec", "nodev"]));
+        let plain = Mount { recursive_readonly: false, options: Vec::new(), ..mount };
+        assert_eq!(options(&plain), json!(["rbind", "rprivate", "ro"]));
     }
 }

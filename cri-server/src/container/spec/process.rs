@@ -1,5 +1,6 @@
 //! What runs: command, environment, working directory, identity.
 
+use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
 
 use super::capabilities::capabilities;
@@ -35,12 +36,28 @@ pub(super) fn process(
         "cwd": working_dir(config, image)?,
         "capabilities": capabilities(config)?,
         "noNewPrivileges": config.no_new_privs,
+        "rlimits": rlimits(),
         "oomScoreAdj": config.resources.oom_score_adj,
     });
     if !config.run_as.supplemental_groups.is_empty() {
         process["user"]["additionalGids"] = json!(config.run_as.supplemental_groups);
     }
     Ok((process, (!is_text).then_some(env)))
+}
+
+/// What the service manager gave the daemon for itself must not reach a container: descriptors as on any Linux system
+/// (1,024, and as many as the daemon may for who asks; systemd's file-descriptors advice), processes as many as the
+/// cgroup allows. Raising a hard limit needs a capability, so hard limits are the daemon's own.
+fn rlimits() -> Vec<Value> {
+    const DESCRIPTORS: u64 = 1024;
+    [("RLIMIT_NOFILE", Resource::Nofile, Some(DESCRIPTORS)), ("RLIMIT_NPROC", Resource::Nproc, None)]
+        .into_iter()
+        .map(|(name, resource, soft)| {
+            // None is infinity, as setrlimit(2) writes it: all ones.
+            let hard = getrlimit(resource).maximum.unwrap_or(u64::MAX);
+            json!({ "type": name, "soft": soft.unwrap_or(hard).min(hard), "hard": hard })
+        })
+        .collect()
 }
 
 /// Whom it runs as, as an image's USER is written: as asked for, else as the image says.
