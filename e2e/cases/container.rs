@@ -5,7 +5,6 @@ use std::fs;
 use cove_e2e::{Outcome, pod};
 use k8s_cri::v1::*;
 
-use crate::ensure::Refused;
 use crate::world::World;
 
 cases!(

@@ -6,7 +6,8 @@ use std::fs;
 use cove_e2e::{Outcome, pod, wait};
 use k8s_cri::v1::*;
 
-use crate::world::{End, Refused, SOON, World};
+use crate::ensure::Refused;
+use crate::world::{End, SOON, World};
 
 cases!(
     changes_limits_of_a_running_container,

@@ -5,7 +5,8 @@ use std::fs;
 use cove_e2e::{Outcome, pod};
 use k8s_cri::v1::*;
 
-use crate::world::{Refused, World};
+use crate::ensure::Refused;
+use crate::world::World;
 
 cases!(
     sets_what_is_the_pods_own,

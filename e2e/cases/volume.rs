@@ -7,7 +7,8 @@ use std::process::Command;
 use cove_e2e::Outcome;
 use k8s_cri::v1::*;
 
-use crate::world::{Refused, World};
+use crate::ensure::Refused;
+use crate::world::World;
 
 cases!(
     passes_mounts_both_ways_only_where_asked,
