@@ -132,7 +132,7 @@ mod tests {
     use tokio::sync::Notify;
 
     fn progress() -> Arc<Progress> {
-        let operation = Operation { name: "Test", point: "test", kind: Kind::Container };
+        let operation = Operation { name: "Test", point: "test", kind: Kind::Container, steps: &[] };
         Operations::default().begin(operation, "x")
     }
 

@@ -2,6 +2,7 @@
 //! gives up when its object is to go, and a fail point for tests.
 
 mod failpoint;
+mod list;
 mod progress;
 
 use std::borrow::Cow;
@@ -13,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+pub(crate) use failpoint::pass;
+pub(crate) use list::points;
 pub(crate) use progress::{Operation, Operations, Progress};
 
 use crate::error::Error;
@@ -96,9 +99,9 @@ impl Steps {
         self.progress.enter(name);
         let begun = Instant::now();
         let closing = self.closing.clone();
-        let point = self.progress.operation.point;
+        let operation = self.progress.operation;
         let result = async move {
-            failpoint::hit(point, name, &closing).await?;
+            failpoint::hit(&operation, name, &closing).await?;
             work.await
         }
         .instrument(tracing::debug_span!("step", name))
@@ -121,7 +124,8 @@ mod tests {
     use super::*;
     use crate::error::Kind;
 
-    const OPERATION: Operation = Operation { name: "RunTest", point: "test.run", kind: Kind::Sandbox };
+    const OPERATION: Operation =
+        Operation { name: "RunTest", point: "test.run", kind: Kind::Sandbox, steps: &[] };
 
     fn steps(closing: &CancellationToken) -> Steps {
         Steps::new(Operations::default().begin(OPERATION, "abc"), closing.clone())

@@ -144,6 +144,11 @@ impl Daemon {
         Ok(())
     }
 
+    /// It has ended by itself.
+    pub fn has_ended(&mut self) -> Outcome<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
     /// Lets it run on after this value.
     pub fn leave(mut self) -> u32 {
         self.left = true;

@@ -3,6 +3,7 @@
 mod config;
 
 use std::error::Error;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
@@ -25,6 +26,16 @@ pub(crate) enum Command {
     /// Show the default configuration, or check a file
     #[command(subcommand)]
     Config(config::Action),
+    /// For the tests of Cove
+    #[command(subcommand, hide = true)]
+    Debug(Debug),
+}
+
+/// What the tests ask of the program itself.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum Debug {
+    /// Every fail point, one a line
+    Steps,
 }
 
 /// Reads the command line; wrong ones, `--help` and `--version` end the process.
@@ -36,6 +47,10 @@ pub(crate) fn arguments() -> Arguments {
 pub(crate) fn run(command: &Command, file: Option<&Path>) -> Result<(), Box<dyn Error>> {
     match command {
         Command::Config(action) => config::run(action, file),
+        Command::Debug(Debug::Steps) => {
+            let points: Vec<String> = crate::step::points().collect();
+            Ok(writeln!(std::io::stdout(), "{}", points.join("\n"))?)
+        }
     }
 }
 

@@ -23,8 +23,12 @@ use crate::step::{Operation, Progress, Steps};
 use crate::store::{self, Durability};
 
 /// The operation, for people and fail points.
-const CREATE: Operation =
-    Operation { name: "CreateContainer", point: "container.create", kind: Kind::Container };
+pub const CREATE: Operation = Operation {
+    name: "CreateContainer",
+    point: "container.create",
+    kind: Kind::Container,
+    steps: &["resolve", "record", "commit"],
+};
 /// How long a container that nobody waited for is kept for the retry (decision 6).
 const KEEP_UNCLAIMED: Duration = Duration::from_secs(120);
 
@@ -187,7 +191,11 @@ async fn make(
             owner.undoing();
             match remove::erase(node, &container, progress).await {
                 Ok(()) => Err(error),
-                Err(failure) => Err(error.then(failure)),
+                Err(failure) => {
+                    // What is left of it goes with the sandbox.
+                    sandbox.children.restore(container.id());
+                    Err(error.then(failure))
+                }
             }
         }
     }

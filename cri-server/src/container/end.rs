@@ -19,7 +19,12 @@ use crate::node::Node;
 use crate::step::{Operation, Progress};
 
 /// The operation, for people and fail points.
-const STOP: Operation = Operation { name: "StopContainer", point: "container.stop", kind: Kind::Container };
+pub const STOP: Operation = Operation {
+    name: "StopContainer",
+    point: "container.stop",
+    kind: Kind::Container,
+    steps: &["signal", "grace", "kill"],
+};
 /// How long the end may take after SIGKILL: what takes longer waits in the kernel (features.md 5.5).
 const EXIT_LIMIT: Duration = Duration::from_secs(10);
 /// Between two kills: a fork may have escaped the first on cgroup v1.
@@ -76,9 +81,9 @@ fn now() -> u64 {
 }
 
 async fn drive(node: Arc<Node>, container: Arc<Container>, progress: Arc<Progress>) -> Result<(), Error> {
-    progress.enter("signal");
+    progress.reach("signal").await?;
     signal(&node, &container).await?;
-    progress.enter("grace");
+    progress.reach("grace").await?;
     let mut changes = container.changes();
     loop {
         changes.mark_unchanged();
@@ -96,7 +101,7 @@ async fn drive(node: Arc<Node>, container: Arc<Container>, progress: Arc<Progres
             () = sleep(Duration::from_nanos(left)) => {}
         }
     }
-    progress.enter("kill");
+    progress.reach("kill").await?;
     kill_all(&node, &container).await
 }
 

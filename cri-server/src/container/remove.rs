@@ -12,12 +12,23 @@ use crate::detach::ANSWER_LIMIT;
 use crate::error::{Error, Kind};
 use crate::events::Event;
 use crate::node::Node;
-use crate::step::{Operation, Progress};
+use crate::step::{Operation, Progress, pass};
 use crate::store;
 
 /// The operation, for people and fail points.
-const REMOVE: Operation =
-    Operation { name: "RemoveContainer", point: "container.remove", kind: Kind::Container };
+pub const REMOVE: Operation = Operation {
+    name: "RemoveContainer",
+    point: "container.remove",
+    kind: Kind::Container,
+    steps: &["intent", "end", "lock"],
+};
+/// What Remove, a failed Create and recovery share, for fail points.
+pub const ERASE: Operation = Operation {
+    name: "RemoveContainer",
+    point: "container.erase",
+    kind: Kind::Container,
+    steps: &["forget", "cgroup", "record"],
+};
 /// How long a shim may take to forget a container: a few bytes of its memory are all that is at stake.
 const FORGET_LIMIT: Duration = Duration::from_secs(2);
 
@@ -42,14 +53,14 @@ pub async fn join(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), Er
 }
 
 async fn work(node: Arc<Node>, container: Arc<Container>, progress: Arc<Progress>) -> Result<(), Error> {
-    progress.enter("intent");
+    progress.reach("intent").await?;
     if container.places.bundle.exists() {
         container.want(|state| state.removing = true).await;
     }
     container.closing.cancel();
-    progress.enter("end");
+    progress.reach("end").await?;
     end::kill(&node, &container).await?;
-    progress.enter("lock");
+    progress.reach("lock").await?;
     let _lock = container.lock.lock().await;
     if node.containers.get(container.id()).is_none() {
         // An unfinished Create undid itself, record and all.
@@ -61,7 +72,8 @@ async fn work(node: Arc<Node>, container: Arc<Container>, progress: Arc<Progress
 /// Removes everything of a container that does not run: the one function that Remove, a failed Create and recovery
 /// call. What is gone is done.
 pub async fn erase(node: &Arc<Node>, container: &Arc<Container>, progress: &Progress) -> Result<(), Error> {
-    progress.enter("shim");
+    progress.enter("forget");
+    pass(&ERASE, "forget").await?;
     let sandbox = node.sandboxes.get(&container.identity.sandbox);
     if let Some(shim) = sandbox.as_ref().and_then(|sandbox| sandbox.shim.load_full()) {
         let request = Request::Forget(ContainerId { container: container.id().to_owned() });
@@ -70,8 +82,10 @@ pub async fn erase(node: &Arc<Node>, container: &Arc<Container>, progress: &Prog
         }
     }
     progress.enter("cgroup");
+    pass(&ERASE, "cgroup").await?;
     node.cgroups.remove(&container.identity.cgroup).await?;
     progress.enter("record");
+    pass(&ERASE, "record").await?;
     let (root, bundle) = (node.config.load().root.clone(), container.places.bundle.clone());
     let trash = blocking::run(move || store::move_to_trash(&root, &bundle)).await?;
     node.images.release(container.id());

@@ -29,8 +29,12 @@ use crate::shim::Shim;
 use crate::step::{Operation, Progress, Steps};
 
 /// The operation, for people and fail points.
-const START: Operation =
-    Operation { name: "StartContainer", point: "container.start", kind: Kind::Container };
+pub const START: Operation = Operation {
+    name: "StartContainer",
+    point: "container.start",
+    kind: Kind::Container,
+    steps: &["spec", "cgroup", "log", "seal", "start", "run"],
+};
 /// How long a shim may take to accept a request.
 const ACCEPT_LIMIT: Duration = Duration::from_secs(10);
 /// How long a builder may take: a hung volume ends here, inside the caller's own limit.

@@ -13,8 +13,12 @@ use crate::node::Node;
 use crate::step::{Operation, Progress};
 
 /// The operation, for people and fail points.
-const UPDATE: Operation =
-    Operation { name: "UpdateContainerResources", point: "container.update", kind: Kind::Container };
+const UPDATE: Operation = Operation {
+    name: "UpdateContainerResources",
+    point: "container.update",
+    kind: Kind::Container,
+    steps: &[],
+};
 
 /// Changes the limits of a container; what is 0 or empty in `asked` stays as it is. Gone or ended: success, since there
 /// is nothing left to limit.

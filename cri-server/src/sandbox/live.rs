@@ -173,6 +173,13 @@ impl Sandbox {
         }
     }
 
+    /// It is seen as it is, though nothing has changed: a Run that could not undo itself was not ready before it failed.
+    pub async fn show(self: &Arc<Self>) {
+        self.list();
+        let sandbox = Arc::clone(self);
+        blocking::run(move || sandbox.state.publish(|state| sandbox.publish(state))).await;
+    }
+
     /// Keeps what the network is about to give it. The record is synced by [`Self::sync_attachment`].
     pub async fn attach(self: &Arc<Self>, attachment: Attachment) -> Result<(), Error> {
         let (path, value) = (self.places.attachment(), attachment.clone());

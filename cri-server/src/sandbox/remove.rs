@@ -17,8 +17,12 @@ use crate::step::{Operation, Progress};
 use crate::store;
 
 /// The operation, for people and fail points.
-const REMOVE: Operation =
-    Operation { name: "RemovePodSandbox", point: "sandbox.remove", kind: Kind::Sandbox };
+pub const REMOVE: Operation = Operation {
+    name: "RemovePodSandbox",
+    point: "sandbox.remove",
+    kind: Kind::Sandbox,
+    steps: &["intent", "lock", "stop", "containers", "record"],
+};
 
 /// Removes a sandbox, its containers and everything of them. Unknown: success.
 pub async fn remove(node: &Arc<Node>, id: &str) -> Result<(), Error> {
@@ -42,21 +46,21 @@ pub async fn join(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error>
 }
 
 async fn work(node: Arc<Node>, sandbox: Arc<Sandbox>, progress: Arc<Progress>) -> Result<(), Error> {
-    progress.enter("intent");
+    progress.reach("intent").await?;
     stop::close(&sandbox, SandboxFact::Removing).await;
-    progress.enter("lock");
+    progress.reach("lock").await?;
     let _lock = sandbox.lock.lock().await;
     if node.sandboxes.get(sandbox.id()).is_none() {
         // An unfinished Run undid itself, record and all.
         return Ok(());
     }
-    progress.enter("stop");
+    progress.reach("stop").await?;
     stop::join(&node, &sandbox).await?;
-    progress.enter("containers");
+    progress.reach("containers").await?;
     for child in children(&node, &sandbox) {
         container::remove::join(&node, &child).await?;
     }
-    progress.enter("record");
+    progress.reach("record").await?;
     erase(&node, &sandbox).await
 }
 

@@ -27,7 +27,12 @@ use crate::step::{Operation, Progress, Steps};
 use crate::store::{self, Durability};
 
 /// The operation, for people and fail points.
-const RUN: Operation = Operation { name: "RunPodSandbox", point: "sandbox.run", kind: Kind::Sandbox };
+pub const RUN: Operation = Operation {
+    name: "RunPodSandbox",
+    point: "sandbox.run",
+    kind: Kind::Sandbox,
+    steps: &["record", "shim", "namespaces", "pin", "network", "files", "cgroup", "init", "ready"],
+};
 /// A kubelet waits 4 minutes for this call (features.md 5.5); the answer comes inside them.
 const RUN_LIMIT: Duration = Duration::from_secs(230);
 /// How long a shim may take to make namespaces or an init: some milliseconds, and much more on a loaded host.
@@ -157,8 +162,9 @@ async fn undo(node: &Arc<Node>, sandbox: &Arc<Sandbox>, error: Error) -> Error {
     match undone {
         Ok(()) => error,
         Err(failure) => {
-            sandbox.list();
-            match sandbox.apply(SandboxFact::RunFailed(error.to_string())).await {
+            let recorded = sandbox.apply(SandboxFact::RunFailed(error.to_string())).await;
+            sandbox.show().await;
+            match recorded {
                 Ok(()) => error.then(failure),
                 Err(unrecorded) => error.then(failure).then(unrecorded),
             }

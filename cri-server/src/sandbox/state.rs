@@ -24,7 +24,7 @@ pub enum Stage {
 pub struct SandboxState {
     /// Where it is in its life.
     pub stage: Stage,
-    /// The last step whose effects may be there.
+    /// The last step whose effects may be there; empty when it is not known.
     pub reached: Cow<'static, str>,
     /// StopPodSandbox or RemovePodSandbox was asked for: nothing new begins.
     pub closing: bool,
@@ -105,6 +105,13 @@ impl Default for SandboxState {
 }
 
 impl SandboxState {
+    /// RunPodSandbox did not come to its end, so nobody was given its id: it was being made, or taken down again. A state
+    /// that could not be read has reached nothing, and says nothing of this.
+    pub fn was_never_ready(&self) -> bool {
+        self.stage == Stage::Making
+            || self.stage == Stage::NotReady && self.steps.is_empty() && !self.reached.is_empty()
+    }
+
     /// The next state, or a refusal that changes nothing.
     pub fn on(mut self, fact: SandboxFact) -> Result<Self, Refused> {
         match fact {
@@ -186,6 +193,18 @@ mod tests {
             let state = after(facts);
             assert_eq!((state.stage, state.reason.as_ref()), (*stage, *reason), "{facts:?}");
         }
+    }
+
+    #[test]
+    fn what_was_never_ready_is_known_after_its_init_is_gone() {
+        let time = StepTime { name: "shim".into(), duration: std::time::Duration::ZERO };
+        let made = F::Made(vec![time]);
+        assert!(after(&[]).was_never_ready());
+        assert!(after(&[F::Reached("init"), F::InitExited]).was_never_ready());
+        assert!(!after(&[F::Reached("init"), made.clone()]).was_never_ready());
+        assert!(!after(&[F::Reached("init"), made, F::InitExited, F::Down]).was_never_ready());
+        let unreadable = SandboxState { stage: NotReady, reached: "".into(), ..SandboxState::default() };
+        assert!(!unreadable.was_never_ready());
     }
 
     #[test]

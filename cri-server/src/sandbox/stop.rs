@@ -15,7 +15,12 @@ use crate::node::Node;
 use crate::step::{Operation, Progress};
 
 /// The operation, for people and fail points.
-const STOP: Operation = Operation { name: "StopPodSandbox", point: "sandbox.stop", kind: Kind::Sandbox };
+pub const STOP: Operation = Operation {
+    name: "StopPodSandbox",
+    point: "sandbox.stop",
+    kind: Kind::Sandbox,
+    steps: &["intent", "undo", "containers", "teardown"],
+};
 /// How long an unfinished Run or Create may take to give up and undo itself: its longest step, and a teardown.
 const UNDO_LIMIT: Duration = Duration::from_secs(60);
 
@@ -44,15 +49,15 @@ async fn work(node: Arc<Node>, sandbox: Arc<Sandbox>, progress: Arc<Progress>) -
     if sandbox.state().down {
         return Ok(());
     }
-    progress.enter("intent");
+    progress.reach("intent").await?;
     close(&sandbox, SandboxFact::Closing).await;
-    progress.enter("undo");
+    progress.reach("undo").await?;
     let undone = tokio::time::timeout(UNDO_LIMIT, sandbox.wait_until(|state| state.stage != Stage::Making));
     if undone.await.is_err() || !sandbox.children.settled(UNDO_LIMIT).await {
         let object = format!("what is being made in sandbox {}", sandbox.id());
         return Err(Error::TimedOut { operation: "the undoing", object, limit: UNDO_LIMIT });
     }
-    progress.enter("containers");
+    progress.reach("containers").await?;
     let containers = children(&node, &sandbox);
     let ended = futures_util::future::join_all(containers.iter().map(|one| end::kill(&node, one))).await;
     // Teardown tries each of them again and tells what is wrong; this only says that there is something.
@@ -60,7 +65,7 @@ async fn work(node: Arc<Node>, sandbox: Arc<Sandbox>, progress: Arc<Progress>) -
     if trouble > 0 {
         tracing::warn!(sandbox = sandbox.id(), trouble, "containers did not end");
     }
-    progress.enter("teardown");
+    progress.reach("teardown").await?;
     teardown(&node, &sandbox).await
 }
 

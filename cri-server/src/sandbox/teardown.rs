@@ -13,11 +13,19 @@ use super::live::Sandbox;
 use super::state::SandboxFact;
 use crate::blocking;
 use crate::container::end;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::node::Node;
 use crate::sandbox::applier::children;
 use crate::shim::{self, Shim};
+use crate::step::{Operation, pass};
 
+/// What Stop, a failed Run and recovery share, for fail points.
+pub const TEARDOWN: Operation = Operation {
+    name: "teardown",
+    point: "sandbox.teardown",
+    kind: Kind::Sandbox,
+    steps: &["containers", "shim", "cgroup", "network", "pin", "files", "down"],
+};
 /// How long a shim may take to end by itself; then it is killed. Its containers have ended before: what it has left to
 /// end is its init, which takes milliseconds.
 const SHUTDOWN: Duration = Duration::from_secs(2);
@@ -29,7 +37,12 @@ const KILL: Duration = Duration::from_secs(10);
 struct Failures(Option<Error>);
 
 impl Failures {
-    fn note<T>(&mut self, step: &'static str, result: Result<T, Error>) {
+    /// Takes a step, and keeps what goes wrong in it.
+    async fn note(&mut self, step: &'static str, work: impl Future<Output = Result<(), Error>>) {
+        let result = match pass(&TEARDOWN, step).await {
+            Ok(()) => work.await,
+            Err(error) => Err(error),
+        };
         if let Err(error) = result {
             let error = error.at(step, "teardown");
             self.0 = Some(match self.0.take() {
@@ -48,27 +61,28 @@ pub async fn teardown(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Er
     let mut failures = Failures::default();
     let containers = children(node, sandbox);
     for container in &containers {
-        failures.note("containers", end::kill(node, container).await);
+        failures.note("containers", end::kill(node, container)).await;
     }
-    failures.note("shim", end_shim(node, sandbox).await);
+    failures.note("shim", end_shim(node, sandbox)).await;
     for container in &containers {
-        failures.note("cgroup", node.cgroups.remove(&container.identity.cgroup).await);
+        failures.note("cgroup", node.cgroups.remove(&container.identity.cgroup)).await;
     }
-    failures.note("cgroup", node.cgroups.remove(&sandbox.identity.init_cgroup()).await);
+    failures.note("cgroup", node.cgroups.remove(&sandbox.identity.init_cgroup())).await;
     if sandbox.identity.own_cgroup {
-        failures.note("cgroup", node.cgroups.remove_if_empty(&sandbox.identity.cgroup).await);
+        failures.note("cgroup", node.cgroups.remove_if_empty(&sandbox.identity.cgroup)).await;
     }
     if let Some(attachment) = sandbox.attachment() {
         let attachment = attachment.as_ref().clone();
-        failures.note("network", detach(node, sandbox, attachment).await);
+        failures.note("network", detach(node, sandbox, attachment)).await;
     }
     if let Some(netns) = sandbox.identity.netns.clone() {
-        failures.note("pin", blocking::run(move || unpin(&netns)).await);
+        failures.note("pin", blocking::run(move || unpin(&netns))).await;
     }
     let run = sandbox.places.run.clone();
-    failures.note("files", blocking::run(move || remove_directory(&run)).await);
+    failures.note("files", blocking::run(move || remove_directory(&run))).await;
     match failures.0 {
         None => {
+            pass(&TEARDOWN, "down").await?;
             sandbox.apply_anyway(SandboxFact::Down).await;
             Ok(())
         }

@@ -6,28 +6,40 @@
 
 use tokio_util::sync::CancellationToken;
 
+use super::Operation;
 use crate::error::Error;
 
-/// Does what the environment says of this step; without the feature, nothing.
-#[cfg(not(feature = "failpoints"))]
-pub(super) async fn hit(_: &'static str, _: &'static str, _: &CancellationToken) -> Result<(), Error> {
-    Ok(())
-}
-
-/// Does what the environment says of this step.
-#[cfg(feature = "failpoints")]
+/// Does what the environment says of this step; without the feature, nothing. A step that its operation does not list
+/// would be forgotten by the tests that visit each.
 pub(super) async fn hit(
-    operation: &'static str,
+    operation: &Operation,
     step: &'static str,
     closing: &CancellationToken,
 ) -> Result<(), Error> {
-    match active::action(&format!("{operation}.{step}")) {
+    debug_assert!(
+        super::list::knows(operation, step),
+        "{}.{step} is not in the list of steps",
+        operation.point
+    );
+    #[cfg(feature = "failpoints")]
+    act(&format!("{}.{step}", operation.point), step, closing).await?;
+    #[cfg(not(feature = "failpoints"))]
+    let _ = (operation, step, closing);
+    Ok(())
+}
+
+/// The fail point of a step that is none of an operation in flight, but of what several of them share.
+pub(crate) async fn pass(operation: &Operation, step: &'static str) -> Result<(), Error> {
+    hit(operation, step, &CancellationToken::new()).await
+}
+
+#[cfg(feature = "failpoints")]
+async fn act(point: &str, step: &'static str, closing: &CancellationToken) -> Result<(), Error> {
+    match active::action(point) {
         None => Ok(()),
-        Some(active::Action::Error) => Err(Error::Failure {
-            step: step.to_owned(),
-            detail: format!("fail point {operation}.{step}"),
-            errno: 0,
-        }),
+        Some(active::Action::Error) => {
+            Err(Error::Failure { step: step.to_owned(), detail: format!("fail point {point}"), errno: 0 })
+        }
         Some(active::Action::Abort) => std::process::abort(),
         Some(active::Action::Pause) => {
             closing.cancelled().await;

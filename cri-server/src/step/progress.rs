@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::CancellationToken;
+
+use super::failpoint;
 use crate::error::{Error, Kind};
 
 /// What an operation is called.
@@ -15,6 +18,8 @@ pub struct Operation {
     pub point: &'static str,
     /// What it works on.
     pub kind: Kind,
+    /// Its steps that have a fail point, in their order.
+    pub steps: &'static [&'static str],
 }
 
 /// Where an operation is.
@@ -33,6 +38,12 @@ impl Progress {
     /// A step begins.
     pub fn enter(&self, step: &'static str) {
         *self.at.lock().unwrap_or_else(PoisonError::into_inner) = (step, Instant::now());
+    }
+
+    /// A step of an operation that runs to its end begins; its fail point may fail it.
+    pub async fn reach(&self, step: &'static str) -> Result<(), Error> {
+        self.enter(step);
+        failpoint::hit(&self.operation, step, &CancellationToken::new()).await
     }
 
     /// The step it is at, and for how long.
@@ -86,7 +97,8 @@ mod tests {
     #[test]
     fn an_operation_is_seen_while_it_lives() {
         let operations = Operations::default();
-        let operation = Operation { name: "RunPodSandbox", point: "sandbox.run", kind: Kind::Sandbox };
+        let operation =
+            Operation { name: "RunPodSandbox", point: "sandbox.run", kind: Kind::Sandbox, steps: &[] };
         let first = operations.begin(operation, "a");
         let second = operations.begin(operation, "b");
         first.enter("network");

@@ -58,6 +58,9 @@ pub enum Durability {
     Synced,
 }
 
+/// What there is of an `identity.json` that is being written: an object's first record.
+pub const UNFINISHED_IDENTITY: &str = "identity.new";
+
 /// Writes a record. Blocking.
 pub fn write<T: Serialize>(path: &Path, value: &T, durability: Durability) -> Result<(), RecordError> {
     let io = |doing| move |source| RecordError::Io { doing, path: path.to_owned(), source };
@@ -206,6 +209,12 @@ impl<S: Serialize + Clone + PartialEq> Stored<S> {
             publish(&self.value.load());
         }
         Ok(result)
+    }
+
+    /// Publishes it as it is, for whoever may see it from now on. Blocking, while a change is written.
+    pub fn publish(&self, publish: impl FnOnce(&S)) {
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        publish(&self.value.load());
     }
 
     /// Something happened, whether or not the disk can take it: the state is in force and published at once; an

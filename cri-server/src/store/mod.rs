@@ -9,7 +9,7 @@ mod lock;
 pub(crate) mod recover;
 pub(crate) mod shared;
 
-pub(crate) use checkpoint::{Durability, RecordError, Stored, erase, read, sync, write};
+pub(crate) use checkpoint::{Durability, RecordError, Stored, UNFINISHED_IDENTITY, erase, read, sync, write};
 pub(crate) use clock::Clock;
 pub(crate) use directory::{TRASH, make_private_directory, move_to_trash, remove_tree};
 pub(crate) use id::{is_id, new_id};

@@ -10,7 +10,7 @@ use crate::container::state::{ContainerState, Stage as ContainerStage};
 use crate::error::Error;
 use crate::node::Node;
 use crate::sandbox::live::Sandbox;
-use crate::sandbox::state::{SandboxState, Stage};
+use crate::sandbox::state::SandboxState;
 use crate::sandbox::teardown::teardown;
 use crate::sandbox::{self, applier};
 use crate::shim::{self, Shim};
@@ -19,7 +19,7 @@ use crate::store::TRASH;
 
 /// The operation, for people.
 const RECOVER: Operation =
-    Operation { name: "recovery", point: "recover", kind: crate::error::Kind::Sandbox };
+    Operation { name: "recovery", point: "recover", kind: crate::error::Kind::Sandbox, steps: &[] };
 
 /// A sandbox as an earlier daemon left it.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ async fn one(node: &Arc<Node>, left: &Left, progress: &Arc<Progress>) -> Result<
     progress.enter("containers");
     // A container that could not be removed must not keep the others of its pod from being attended.
     let removed = remove_all(node, unfinished, progress).await;
-    if state.stage == Stage::Making {
+    if state.was_never_ready() {
         // It was never ready: nobody was given its id.
         progress.enter("teardown");
         sandbox.children.close();

@@ -33,9 +33,10 @@ pub(super) struct Found {
 
 /// Reads everything. Blocking.
 pub(super) fn read(node: &Arc<Node>, restarted: bool) -> Result<Found, Error> {
-    let root = node.config.load().root.clone();
+    let config = node.config.load_full();
+    let (root, run) = (config.root.clone(), config.state.join("sandboxes"));
     let mut found = Found { restarted, ..Found::default() };
-    for id in ids(&root.join("sandboxes"))? {
+    for id in ids(&root.join("sandboxes"), Some(&run))? {
         match sandbox(node, &id, restarted) {
             Ok(sandbox) => {
                 node.clock.seen(sandbox.identity.created_at);
@@ -49,7 +50,7 @@ pub(super) fn read(node: &Arc<Node>, restarted: bool) -> Result<Found, Error> {
             Err(error) => set_aside(&root, "sandboxes", id, &error, &mut found),
         }
     }
-    for id in ids(&root.join("containers"))? {
+    for id in ids(&root.join("containers"), None)? {
         match container(node, &id, restarted) {
             Ok(container) => restore(node, &container),
             Err(error) => {
@@ -61,18 +62,32 @@ pub(super) fn read(node: &Arc<Node>, restarted: bool) -> Result<Found, Error> {
     Ok(found)
 }
 
-/// Directories whose name is an id; others are not ours to judge.
-fn ids(directory: &Path) -> Result<Vec<String>, Error> {
+/// Directories whose name is an id; others are not ours to judge. One without any record was cut off before its first:
+/// nothing was done yet, so it goes.
+fn ids(directory: &Path, run: Option<&Path>) -> Result<Vec<String>, Error> {
     store::make_private_directory(directory)?;
     let system = |error| Error::system("list", directory.display().to_string(), error);
     let mut ids = Vec::new();
     for entry in fs::read_dir(directory).map_err(system)? {
         let name = entry.map_err(system)?.file_name();
         if let Some(id) = name.to_str().filter(|name| store::is_id(name)) {
-            ids.push(id.to_owned());
+            let path = directory.join(id);
+            if was_never_recorded(&path) {
+                // This one first: the other is what it is found by.
+                for path in run.map(|run| run.join(id)).iter().chain([&path]) {
+                    store::remove_tree(path)?;
+                }
+            } else {
+                ids.push(id.to_owned());
+            }
         }
     }
     Ok(ids)
+}
+
+fn was_never_recorded(path: &Path) -> bool {
+    fs::read_dir(path)
+        .is_ok_and(|entries| entries.flatten().all(|entry| entry.file_name() == store::UNFINISHED_IDENTITY))
 }
 
 fn set_aside(root: &Path, kind: &str, id: String, error: &RecordError, found: &mut Found) {
@@ -132,12 +147,13 @@ fn without_state(node: &Node, id: &str) -> SandboxState {
         tracing::error!(sandbox = id, %error, "its shim cannot be looked for");
         None
     });
+    let unknown = SandboxState { reached: "".into(), ..SandboxState::default() };
     match shim {
-        Some(process) => SandboxState { stage: Stage::Ready, shim: Some(process), ..SandboxState::default() },
+        Some(process) => SandboxState { stage: Stage::Ready, shim: Some(process), ..unknown },
         None => SandboxState {
             stage: Stage::NotReady,
             reason: "its record cannot be read, and it has no shim".into(),
-            ..SandboxState::default()
+            ..unknown
         },
     }
 }

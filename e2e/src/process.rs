@@ -1,0 +1,40 @@
+//! Processes of this machine, by what /proc says of them.
+
+use std::fs;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::Outcome;
+
+/// With the pid, what tells a process from a later one (proc_pid_stat(5), field 22).
+pub fn start_time(pid: i32) -> Outcome<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields = stat.rsplit_once(')').ok_or("a stat without a name")?.1;
+    Ok(fields.split_ascii_whitespace().nth(19).ok_or("a stat without a start time")?.to_owned())
+}
+
+/// It is there and no zombie.
+pub fn lives(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, fields)| !fields.starts_with(['Z', 'X']))
+}
+
+/// The shim of a sandbox, by its argument.
+pub fn shim(sandbox: &str) -> Outcome<i32> {
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
+        // A process may end between any two of these looks.
+        let line = fs::read(path.join("cmdline")).unwrap_or_default();
+        let mut words = line.split(|byte| *byte == 0);
+        if words.next() == Some(b"cove-shim") && words.next() == Some(sandbox.as_bytes()) {
+            return Ok(pid);
+        }
+    }
+    Err(format!("sandbox {sandbox} has no shim").into())
+}
+
+/// Sends a signal.
+pub fn signal(pid: i32, signal: Signal) -> Outcome {
+    Ok(kill_process(Pid::from_raw(pid).ok_or("pid 0")?, signal)?)
+}
