@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, openat};
@@ -66,6 +66,15 @@ impl Cgroup {
             rustix::io::write(tasks, b"0")?;
         }
         Ok(())
+    }
+
+    /// Numbers of what it holds open.
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        match self {
+            Self::None => Vec::new(),
+            Self::Unified(directory) => vec![directory.as_raw_fd()],
+            Self::Split(hierarchies) => hierarchies.iter().map(AsRawFd::as_raw_fd).collect(),
+        }
     }
 
     /// The processes of the group, as the host numbers them; never the shim itself.

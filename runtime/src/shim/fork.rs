@@ -85,13 +85,20 @@ impl Task {
         }
     }
 
+    /// All that the child keeps beside its own ends.
+    fn keep(&self) -> Vec<RawFd> {
+        match self {
+            Self::Build(order) => order.keep(),
+            Self::Hold { .. } => Vec::new(),
+        }
+    }
+
     /// In the child.
     fn carry_out(self, single: SingleThreaded, ends: Ends) -> ! {
         match self {
             Self::Build(order) => order.carry_out(single, ends),
             Self::Hold { shm_size, init } => {
                 let Ends { report, gate0, gate1 } = ends;
-                close_others(&[report.as_raw_fd(), gate0.as_raw_fd(), gate1.as_raw_fd()]);
                 build::holder(HolderRequest { single, gate0, report, gate1, shm_size, init })
             }
         }
@@ -99,10 +106,9 @@ impl Task {
 }
 
 impl Order {
-    /// In the child: keeps what was given, and becomes the builder.
-    fn carry_out(self, single: SingleThreaded, ends: Ends) -> ! {
+    fn keep(&self) -> Vec<RawFd> {
         let mut keep: Vec<RawFd> = self.stdio.iter().map(AsRawFd::as_raw_fd).collect();
-        keep.extend([&self.spec, &ends.report, &ends.gate0, &ends.gate1].map(AsRawFd::as_raw_fd));
+        keep.push(self.spec.as_raw_fd());
         match &self.kind {
             Kind::Create { pid, holder } => {
                 keep.extend(holder.as_ref().map(AsRawFd::as_raw_fd));
@@ -112,7 +118,11 @@ impl Order {
             }
             Kind::Join(target) => keep.push(target.as_raw_fd()),
         }
-        close_others(&keep);
+        keep
+    }
+
+    /// In the child: becomes the builder.
+    fn carry_out(self, single: SingleThreaded, ends: Ends) -> ! {
         let Ends { report, gate0, gate1 } = ends;
         let Self { spec, stdio, terminal, kind } = self;
         let builder = Builder { single, spec, report, gate0, gate1, stdio, terminal };
@@ -123,13 +133,18 @@ impl Order {
     }
 }
 
-/// The child's first act, before any volume is touched: close-on-exec does nothing for a process that waits at its
-/// gate (design.md section 2). What the shim's signals were set to goes too.
+/// Closes all but `keep`: close-on-exec does nothing for a process that waits at its gate (design.md section 2).
 fn close_others(keep: &[RawFd]) {
-    cove_sys::default_signals();
-    let unblocked = SigSet::empty().thread_set_mask();
-    if cove_sys::close_all_except(keep).is_err() || unblocked.is_err() {
+    if cove_sys::close_all_except(keep).is_err() {
         // close_range(2) fails only by lack of memory for a larger table. A child that might leak must not go on.
+        std::process::abort();
+    }
+}
+
+/// What the shim's signals were set to is not for its children.
+fn reset_signals() {
+    cove_sys::default_signals();
+    if SigSet::empty().thread_set_mask().is_err() {
         std::process::abort();
     }
 }
@@ -156,7 +171,17 @@ fn watch(
         .map_err(|error| failure::io("fork", "fork the builder into its cgroup", &error))?;
     let builder = match forked {
         Forked::Child(single) => {
+            // First of all, and before a frozen cgroup could stop it here: a copy of the shim's sockets in a child that
+            // does not run keeps their other ends from ever seeing them closed.
+            let mut keep = task.keep();
+            keep.extend([&ends.report, &ends.gate0, &ends.gate1].map(AsRawFd::as_raw_fd));
+            let kept = keep.len();
+            keep.extend(cgroup.descriptors());
+            close_others(&keep);
+            reset_signals();
             enter(cgroup, &ends);
+            keep.truncate(kept);
+            close_others(&keep);
             task.carry_out(single, ends)
         }
         Forked::Parent { pid, pidfd } => Child { pid, pidfd },
