@@ -1,15 +1,18 @@
 //! Containers: what runs, as whom, with which rights and limits.
 
 use std::fs;
+use std::time::Duration;
 
-use cove_e2e::{Outcome, pod};
+use cove_e2e::{Outcome, pod, wait};
 use k8s_cri::v1::*;
 
+use crate::ensure::Refused;
 use crate::world::World;
 
 cases!(
     writes_its_log_and_exits,
     joins_partial_lines_of_the_log,
+    loses_no_line_when_its_log_is_rotated,
     takes_command_args_env_and_cwd_by_the_rules,
     resolves_users_and_groups,
     has_exact_capabilities,
@@ -45,6 +48,49 @@ async fn joins_partial_lines_of_the_log(world: &mut World) -> Outcome {
         expected += &format!("{n}\n");
     }
     ensure!(text == expected + "end", "{} bytes came back", text.len());
+    Ok(())
+}
+
+async fn loses_no_line_when_its_log_is_rotated(world: &mut World) -> Outcome {
+    let config = world.pod("rotate");
+    let id = world.run_pod(&config).await?;
+    let script = "n=0; while [ ! -e /tmp/enough ]; do echo $n; n=$((n + 1)); done; echo last";
+    let container = world.launch(&id, &config, &world.script("counter", script)).await?;
+    let path = world.status(&container).await?.log_path;
+    let reopen = |id: &str| ReopenContainerLogRequest { container_id: id.into() };
+    let mut files = Vec::new();
+    for turn in 0..5 {
+        // Something is in each file before it is renamed.
+        wait::until(
+            "a line",
+            Duration::from_secs(20),
+            || Ok((fs::metadata(&path)?.len() > 0).then_some(())),
+        )?;
+        files.push(format!("{path}.{turn}"));
+        fs::rename(&path, &files[turn])?;
+        world.cri.runtime.reopen_container_log(reopen(&container)).await?;
+        ensure!(fs::exists(&path)?, "no new file when the call had been answered");
+    }
+    world.exec(&container, &["touch", "/tmp/enough"]).await?;
+    world.exited(&container).await?;
+    files.push(path.clone());
+    let mut lines = Vec::new();
+    for file in &files {
+        let text = fs::read_to_string(file)?;
+        ensure!(text.ends_with('\n') && !text.is_empty(), "{file} ends within a line");
+        lines.extend(text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).map(str::to_owned));
+    }
+    let last = lines.pop();
+    ensure_eq!(last.as_deref(), Some("last"));
+    let expected: Vec<_> = (0..lines.len()).map(|n| n.to_string()).collect();
+    ensure!(lines == expected, "of {} lines some are lost, doubled or out of order", lines.len());
+    // Ended: refused, and the file that the kubelet renamed is not replaced.
+    fs::remove_file(&path)?;
+    let refused = world.cri.runtime.reopen_container_log(reopen(&container)).await.refused()?;
+    ensure_eq!(refused.code(), tonic::Code::FailedPrecondition);
+    ensure!(!fs::exists(&path)?, "a log was made for a container that has ended");
+    let refused = world.cri.runtime.reopen_container_log(reopen(&"0".repeat(64))).await.refused()?;
+    ensure_eq!(refused.code(), tonic::Code::NotFound);
     Ok(())
 }
 
