@@ -69,8 +69,6 @@ async fn refuses_wrong_containers_by_field(world: &mut World) -> Outcome {
     let cases: Vec<(&str, ContainerChange)> = vec![
         ("metadata", Box::new(|c| c.metadata = None)),
         ("image", Box::new(|c| c.image = None)),
-        ("tty", Box::new(|c| c.tty = true)),
-        ("stdin", Box::new(|c| c.stdin = true)),
         ("log_path", Box::new(|c| c.log_path = "../escape.log".into())),
         ("log_path", Box::new(|c| c.log_path = "/absolute.log".into())),
         (

@@ -22,6 +22,9 @@ cases!(
     exec_tells_a_missing_command,
     exec_dies_with_its_client,
     exec_leaves_nothing_behind,
+    attaches_to_stdin_once,
+    attaches_to_a_terminal,
+    a_client_that_does_not_read_holds_nobody_up,
     refuses_what_cannot_be_streamed,
     a_token_is_used_once_and_for_one_thing,
     ends_clients_that_break_the_rules,
@@ -206,6 +209,85 @@ async fn exec_leaves_nothing_behind(world: &mut World) -> Outcome {
         }
     }
     wait::until("as few descriptors as before", SOON, || Ok((count()? <= before).then_some(())))?;
+    Ok(())
+}
+
+async fn attaches_to_stdin_once(world: &mut World) -> Outcome {
+    let config = world.pod("attach");
+    let id = world.run_pod(&config).await?;
+    for transport in TRANSPORTS {
+        let mut shell = cove_e2e::pod::container(transport, &world.image.clone(), &["sh"]);
+        (shell.stdin, shell.stdin_once) = (true, true);
+        let container = world.launch(&id, &config, &shell).await?;
+        let mut child = crictl(world)?
+            .command(&["attach", "-i", "--transport", transport, &container])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut stdin = child.stdin.take().ok_or("no stdin")?;
+        stdin.write_all(b"echo -n hello\n").await?;
+        drop(stdin);
+        let output = tokio::time::timeout(SOON, child.wait_with_output()).await??;
+        ensure_eq!(String::from_utf8_lossy(&output.stdout), "hello");
+        // Its stdin has ended with the client, and so has the shell.
+        ensure_eq!(world.exited(&container).await?.exit_code, 0);
+    }
+    Ok(())
+}
+
+async fn attaches_to_a_terminal(world: &mut World) -> Outcome {
+    let config = world.pod("terminal");
+    let id = world.run_pod(&config).await?;
+    let mut shell = cove_e2e::pod::container("shell", &world.image.clone(), &["sh"]);
+    (shell.stdin, shell.tty) = (true, true);
+    let container = world.launch(&id, &config, &shell).await?;
+    let runtime = &mut world.cri.runtime;
+    let wrong = AttachRequest { container_id: container.clone(), stdout: true, ..Default::default() };
+    ensure_eq!(runtime.attach(wrong).await.refused()?.code(), tonic::Code::InvalidArgument);
+    for round in ["first", "second"] {
+        let line = crictl(world)?.line(&["attach", "-it", &container]);
+        let mut child = tokio::process::Command::new("script")
+            .args(["-qec", &format!("stty rows 31 cols 117; {line}"), "/dev/null"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let mut stdin = child.stdin.take().ok_or("no stdin")?;
+        let mut lines = BufReader::new(child.stdout.take().ok_or("no stdout")?).lines();
+        // The output of the arithmetic, not the echo of what was typed, is waited for.
+        stdin.write_all(format!("echo {round}-$((6*7)) $TERM\n").as_bytes()).await?;
+        let wanted = format!("{round}-42 xterm");
+        while let Some(line) = tokio::time::timeout(SOON, lines.next_line()).await?? {
+            if line.trim_end() == wanted {
+                break;
+            }
+        }
+        child.kill().await?;
+    }
+    let log = world.wrote(&container, "second-42 xterm").await?;
+    ensure!(log.contains(" stdout F first-42 xterm\n"), "{log}");
+    Ok(())
+}
+
+async fn a_client_that_does_not_read_holds_nobody_up(world: &mut World) -> Outcome {
+    let config = world.pod("stuck");
+    let id = world.run_pod(&config).await?;
+    let script =
+        "until test -e /tmp/go; do sleep 0.1; done; yes 0123456789abcdef | head -n 1000000; echo done";
+    let container = world.launch(&id, &config, &world.script("writer", script)).await?;
+    let mut child = crictl(world)?
+        .command(&["attach", &container])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    // It is attached, and nobody reads what it prints.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    world.exec(&container, &["touch", "/tmp/go"]).await?;
+    world.exited(&container).await?;
+    let log = std::fs::read_to_string(world.status(&container).await?.log_path)?;
+    ensure_eq!(log.matches(" stdout F 0123456789abcdef\n").count(), 1_000_000);
+    ensure!(log.ends_with(" stdout F done\n"), "the log is cut");
+    child.kill().await?;
     Ok(())
 }
 

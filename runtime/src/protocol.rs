@@ -68,6 +68,16 @@ wire_enum! {
         10 => Forget(ContainerId),
         /// Kills everything of the pod and ends the shim. Reply: [`Reply::Done`], then the connection ends.
         11 => Shutdown,
+        /// As `Start`, of a container that clients can attach to. Descriptors: those of `Start` up to `cgroup`; for a
+        /// terminal its master, non-blocking, and its other end; else, with `stdin`, the reading end of its pipe and
+        /// the writing end; those of `cgroup`. Reply and facts: as `Start`.
+        12 => StartOpen(StartOpen),
+        /// Passes a running container's output on, and hands out the way to its input. Descriptors: the writing ends
+        /// of a pipe for `stdout`, for `stderr`. Reply: [`Reply::Done`], with `stdin` with the writing end of the
+        /// container's stdin or the master of its terminal, if it has one.
+        13 => Attach(Attach),
+        /// Ends a container's stdin for good, unless it is a terminal. Reply: [`Reply::Done`].
+        14 => CloseStdin(ContainerId),
     }
 }
 
@@ -149,6 +159,32 @@ wire_struct! {
         pub oom_score_adj: Option<i32>,
         /// Where the process belongs.
         pub cgroup: CgroupPlace,
+    }
+}
+
+wire_struct! {
+    /// A container's first process with a stdin that stays open, or with a terminal.
+    pub struct StartOpen {
+        /// All the rest.
+        pub start: Start,
+        /// Its stdin is a pipe that stays open.
+        pub stdin: bool,
+        /// All three streams are one terminal.
+        pub terminal: bool,
+    }
+}
+
+wire_struct! {
+    /// What an attached client wants of a container.
+    pub struct Attach {
+        /// The container.
+        pub container: String,
+        /// The way to its input.
+        pub stdin: bool,
+        /// A pipe for its stdout comes with the message.
+        pub stdout: bool,
+        /// A pipe for its stderr comes with the message.
+        pub stderr: bool,
     }
 }
 

@@ -79,6 +79,26 @@ fn requests() -> Vec<(&'static str, Request)> {
         ("acknowledge", Request::Acknowledge(Acknowledge { serial: 99 })),
         ("forget", Request::Forget(ContainerId { container: container() })),
         ("shutdown", Request::Shutdown),
+        (
+            "start-open",
+            Request::StartOpen(StartOpen {
+                start: Start {
+                    container: container(),
+                    pid: PidMode::Private,
+                    log: true,
+                    oom_events: false,
+                    oom_score_adj: None,
+                    cgroup: CgroupPlace { unified: false, count: 8 },
+                },
+                stdin: true,
+                terminal: false,
+            }),
+        ),
+        (
+            "attach",
+            Request::Attach(Attach { container: container(), stdin: true, stdout: true, stderr: false }),
+        ),
+        ("close-stdin", Request::CloseStdin(ContainerId { container: container() })),
     ]
 }
 

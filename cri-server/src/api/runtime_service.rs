@@ -307,6 +307,13 @@ impl RuntimeService for RuntimeApi {
         Ok(Response::new(ExecResponse { url }))
     }
 
+    async fn attach(&self, request: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
+        let request = stream::attach(request.into_inner())?;
+        let id = container_id(request.container)?;
+        let url = container::stream::attach(&self.node, &id, request.streams)?;
+        Ok(Response::new(AttachResponse { url }))
+    }
+
     async fn port_forward(
         &self,
         request: Request<PortForwardRequest>,
@@ -398,10 +405,6 @@ impl RuntimeService for RuntimeApi {
     }
 
     // Not built yet.
-
-    async fn attach(&self, _: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
-        unserved("Attach")
-    }
 
     async fn update_runtime_config(
         &self,

@@ -179,6 +179,7 @@ const NEED_AN_OBJECT: &[&str] = &[
     "RemoveContainer",
     "ContainerStatus",
     "ExecSync",
+    "Attach",
     "Exec",
     "PortForward",
     "ImageStatus",

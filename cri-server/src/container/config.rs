@@ -228,4 +228,13 @@ pub struct ContainerConfig {
     pub readonly_paths: Vec<PathBuf>,
     /// Signal number, when asked for; else the image's, else SIGTERM.
     pub stop_signal: Option<i32>,
+    /// Its streams are a terminal.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub terminal: bool,
+    /// Clients can type.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stdin: bool,
+    /// Its stdin ends with the first client that types.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stdin_once: bool,
 }

@@ -191,6 +191,9 @@ pub(crate) mod tests {
             masked_paths: vec!["/proc/kcore".into()],
             readonly_paths: vec!["/proc/sys".into()],
             stop_signal: None,
+            terminal: false,
+            stdin: false,
+            stdin_once: false,
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use cove_runtime::build::request::{ContainerSpec, GroupsPolicy, Rootfs, User};
 use cove_runtime::memfd;
-use cove_runtime::protocol::{ContainerId, Failure, PidMode, Request, Signal, Start};
+use cove_runtime::protocol::{ContainerId, Failure, PidMode, Request, Signal, Start, StartOpen};
 use cove_runtime::wire::Wire;
 use oci_spec::runtime::Spec;
 use tokio::sync::oneshot;
@@ -164,6 +164,11 @@ fn wire_spec(container: &Container, spec: &Spec) -> Result<ContainerSpec, Error>
     if let Some(env) = &identity.raw_env {
         wire.process.env = env.iter().cloned().map(OsString::from_vec).collect();
     }
+    let has_term = |entry: &OsString| entry.as_encoded_bytes().starts_with(b"TERM=");
+    if identity.config.terminal && !wire.process.env.iter().any(has_term) {
+        // What other runtimes give (containerd's WithTTY).
+        wire.process.env.push("TERM=xterm".into());
+    }
     Ok(wire)
 }
 
@@ -188,9 +193,37 @@ async fn ask(
         oom_score_adj: i32::try_from(config.resources.oom_score_adj).ok(),
         cgroup: placement.place,
     };
-    let fds: Vec<OwnedFd> =
-        [Some(memfd), log, placement.oom_events].into_iter().flatten().chain(placement.fds).collect();
-    shim.ask("start a container of", Request::Start(request), &fds, ACCEPT_LIMIT).await.map(drop)
+    let (terminal, stdin) = (config.terminal, config.stdin);
+    let streams = blocking::run(move || streams(terminal, stdin)).await.map_err(|error| {
+        Error::system("make the streams of", format!("container {}", container.id()), error)
+    })?;
+    let request = if streams.is_empty() {
+        Request::Start(request)
+    } else {
+        Request::StartOpen(StartOpen { start: request, stdin, terminal })
+    };
+    let fds: Vec<OwnedFd> = [Some(memfd), log, placement.oom_events]
+        .into_iter()
+        .flatten()
+        .chain(streams)
+        .chain(placement.fds)
+        .collect();
+    shim.ask("start a container of", request, &fds, ACCEPT_LIMIT).await.map(drop)
+}
+
+/// Both ends of a container's terminal, or of the pipe that is its stdin; the shim keeps ours.
+fn streams(terminal: bool, stdin: bool) -> std::io::Result<Vec<OwnedFd>> {
+    if terminal {
+        let (master, [user, ..]) = crate::stream::open_terminal()?;
+        return Ok(vec![master, user]);
+    }
+    if stdin {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        // The writing end alone: programs expect a stdin that waits.
+        rustix::io::ioctl_fionbio(&write, true)?;
+        return Ok(vec![read, write]);
+    }
+    Ok(Vec::new())
 }
 
 async fn await_start(

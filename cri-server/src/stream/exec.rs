@@ -127,11 +127,10 @@ async fn type_in(
 }
 
 async fn resize(sizes: Option<Sizes>, terminal: Option<&Terminal>) -> io::Result<()> {
-    let (Some(mut sizes), Some(terminal)) = (sizes, terminal) else { return Ok(()) };
-    while let Some(size) = sizes.next().await {
-        terminal.resize(size)?;
+    match terminal {
+        Some(terminal) => terminal.follow(sizes).await,
+        None => Ok(()),
     }
-    Ok(())
 }
 
 async fn read_out(

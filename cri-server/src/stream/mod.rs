@@ -21,4 +21,5 @@ mod websocket;
 
 pub use remote_command::Wanted;
 pub use server::{Streams, start};
-pub use token::{Exec, PortForward, Ticket};
+pub use terminal::open as open_terminal;
+pub use token::{Attach, Exec, PortForward, Ticket};

@@ -12,11 +12,16 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 use super::copy::to_program;
-use super::remote_command::Size;
+use super::remote_command::{Size, Sizes};
 use super::transport::Input;
 
 /// DEVPTS_SUPER_MAGIC (linux/magic.h).
 const DEVPTS_MAGIC: u64 = 0x1cd1;
+
+/// A new terminal of the host's: its non-blocking master, and the other end three times over. May wait for a disk.
+pub fn open() -> io::Result<(OwnedFd, [OwnedFd; 3])> {
+    Terminal::open(None)
+}
 
 /// A terminal's master.
 #[derive(Debug)]
@@ -51,6 +56,15 @@ impl Terminal {
     pub fn resize(&self, size: Size) -> io::Result<()> {
         let size = Winsize { ws_row: size.height, ws_col: size.width, ws_xpixel: 0, ws_ypixel: 0 };
         Ok(tcsetwinsize(&self.master, size)?)
+    }
+
+    /// Takes each size that a client's terminal takes.
+    pub async fn follow(&self, sizes: Option<Sizes>) -> io::Result<()> {
+        let Some(mut sizes) = sizes else { return Ok(()) };
+        while let Some(size) = sizes.next().await {
+            self.resize(size)?;
+        }
+        Ok(())
     }
 
     /// Types what a client sends, and at its end what a person would type then.

@@ -13,7 +13,7 @@ use super::spawn::{Child, Program, Spawn};
 use super::stdio::Output;
 use super::watch::{EventFlags, Owner, Token};
 use crate::build::PidEntry;
-use crate::protocol::{Fact, Failure, PidMode, Signal, Start, StartFailed, Started};
+use crate::protocol::{Fact, Failure, PidMode, Signal, StartFailed, StartOpen, Started};
 
 /// The most containers of a pod, ended ones that nobody forgot included. A kubelet keeps one ended one a container.
 const MAX_CONTAINERS: usize = 512;
@@ -43,6 +43,18 @@ pub struct Container {
     oom_score: i32,
     start_time: u64,
     pub(super) output: Option<Output>,
+    /// The writing end of its stdin, or its terminal's master. Kept, so that its input does not end with a client.
+    pub(super) input: Option<OwnedFd>,
+    /// All its streams are a terminal.
+    pub(super) terminal: bool,
+}
+
+/// What a container is given for its streams, and what stays here.
+struct Streams {
+    output: Option<Output>,
+    input: Option<OwnedFd>,
+    stdio: [OwnedFd; 3],
+    terminal: bool,
 }
 
 impl Container {
@@ -84,8 +96,13 @@ impl Container {
     }
 }
 
+fn dup(fd: &OwnedFd) -> Result<OwnedFd, Failure> {
+    fd.try_clone().map_err(|error| failure::io("start", "duplicate a descriptor", &error))
+}
+
 impl Shim {
-    pub(super) fn start(&mut self, start: Start, mut given: Given) -> Result<(), Failure> {
+    pub(super) fn start(&mut self, open: StartOpen, mut given: Given) -> Result<(), Failure> {
+        let StartOpen { start, stdin, terminal } = open;
         let refuse = |detail: &str| Err(failure::new("start", 0, detail));
         if self.sandbox.id.is_empty() {
             return refuse("the sandbox has not been made");
@@ -99,11 +116,9 @@ impl Shim {
         let spec = given.take()?;
         let log = given.take_if(start.log)?;
         let oom_events = given.take_if(start.oom_events)?;
+        let streams = self.streams(log, (stdin, terminal), &mut given)?;
         let cgroup = given.cgroup(&start.cgroup)?;
 
-        let dup = |fd: &OwnedFd| {
-            fd.try_clone().map_err(|error| failure::io("start", "duplicate a descriptor", &error))
-        };
         let pid = match start.pid {
             PidMode::Private => PidEntry::First,
             PidMode::Host => PidEntry::Host,
@@ -113,38 +128,11 @@ impl Shim {
             },
         };
         let holder = self.sandbox.holder().map(dup).transpose()?;
-        let (output, [stdout, stderr]) = match log {
-            Some(log) => Output::new(log)
-                .map(|(output, writers)| (Some(output), writers))
-                .map_err(|error| failure::io("start", "make the output pipes", &error))?,
-            None => (None, [dup(&self.null)?, dup(&self.null)?]),
-        };
-        let stdio = [dup(&self.null)?, stdout, stderr];
-        let order = Order { kind: Kind::Create { pid, holder }, spec, stdio, terminal: false };
+        let Streams { output, input, stdio, terminal } = streams;
+        let order = Order { kind: Kind::Create { pid, holder }, spec, stdio, terminal };
         let spawn = fork::builder(self.single, order, &cgroup, None)?;
-        self.add(start, spawn, cgroup, oom_events, output);
-        Ok(())
-    }
-
-    fn add(
-        &mut self,
-        start: Start,
-        spawn: Spawn,
-        cgroup: Cgroup,
-        oom_events: Option<OwnedFd>,
-        output: Option<Output>,
-    ) {
         let slot = self.slot();
         self.began(Owner::Container(slot), &spawn);
-        for stream in [Stream::Stdout, Stream::Stderr] {
-            if let Some(fd) = output.as_ref().and_then(|output| output.fd(stream)) {
-                self.must_watch(fd, Token::Output(slot, stream), EventFlags::IN);
-            }
-        }
-        // v2 only: memory.events raises an event, and systemd removes a scope before its exit can be looked at.
-        if let (Some(events), Cgroup::Unified(_)) = (&oom_events, &cgroup) {
-            self.must_watch(events.as_fd(), Token::Oom(slot), EventFlags::PRI);
-        }
         let container = Container {
             id: start.container,
             pid: start.pid,
@@ -155,7 +143,54 @@ impl Shim {
             oom_score: start.oom_score_adj.unwrap_or(0),
             start_time: 0,
             output,
+            input,
+            terminal,
         };
+        self.add(slot, container);
+        Ok(())
+    }
+
+    fn streams(
+        &self,
+        log: Option<OwnedFd>,
+        (stdin, terminal): (bool, bool),
+        given: &mut Given,
+    ) -> Result<Streams, Failure> {
+        let pipes = |error| failure::io("start", "take the container's streams", &error);
+        // Clients may read what no log takes.
+        let log = if log.is_none() && (stdin || terminal) { Some(dup(&self.null)?) } else { log };
+        if terminal {
+            let (master, user) = (given.take()?, given.take()?);
+            let input = Some(dup(&master)?);
+            let output = log.map(|log| Output::terminal(log, master)).transpose().map_err(pipes)?;
+            let stdio = [dup(&user)?, dup(&user)?, user];
+            return Ok(Streams { output, input, stdio, terminal });
+        }
+        let (from, input) = match stdin {
+            true => (given.take()?, Some(given.take()?)),
+            false => (dup(&self.null)?, None),
+        };
+        let (output, [stdout, stderr]) = match log {
+            Some(log) => {
+                let (output, writers) = Output::new(log).map_err(pipes)?;
+                (Some(output), writers)
+            }
+            None => (None, [dup(&self.null)?, dup(&self.null)?]),
+        };
+        Ok(Streams { output, input, stdio: [from, stdout, stderr], terminal })
+    }
+
+    fn add(&mut self, slot: u32, container: Container) {
+        let Container { output, oom_events, cgroup, .. } = &container;
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            if let Some(fd) = output.as_ref().and_then(|output| output.fd(stream)) {
+                self.must_watch(fd, Token::Output(slot, stream), EventFlags::IN);
+            }
+        }
+        // v2 only: memory.events raises an event, and systemd removes a scope before its exit can be looked at.
+        if let (Some(events), Cgroup::Unified(_)) = (oom_events, cgroup) {
+            self.must_watch(events.as_fd(), Token::Oom(slot), EventFlags::PRI);
+        }
         self.containers.insert(slot, container);
     }
 
@@ -198,6 +233,7 @@ impl Shim {
         let Some(container) = self.containers.get_mut(&slot) else { return };
         container.state = State::Ended;
         container.output = None;
+        container.input = None;
         container.oom_events = None;
         let failed = StartFailed { container: container.id.clone(), failure };
         self.tell(Fact::StartFailed(failed), None);

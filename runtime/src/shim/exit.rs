@@ -114,6 +114,7 @@ impl Shim {
         }
         container.state = State::Ended;
         container.output = None;
+        container.input = None;
         let exited = Exited { container: container.id.clone(), status, oom: container.oom };
         self.tell(Fact::Exited(exited), None);
     }

@@ -4,6 +4,7 @@
 //! reaps, and keeps what happened until the daemon has recorded it. It never waits for anybody, never parses a
 //! specification, and holds no mount. Read [`serve`] first.
 
+mod attach;
 mod cgroup;
 mod clock;
 mod container;

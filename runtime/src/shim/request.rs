@@ -7,7 +7,7 @@ use super::cgroup::Cgroup;
 use super::failure;
 use super::serve::Shim;
 use crate::protocol::{
-    CgroupPlace, Failure, Frame, Hello, HelloReply, MAX_FDS, Message, PROTOCOL, Reply, Request,
+    CgroupPlace, Failure, Frame, Hello, HelloReply, MAX_FDS, Message, PROTOCOL, Reply, Request, StartOpen,
 };
 use crate::wire::Wire;
 
@@ -126,7 +126,11 @@ impl Shim {
         }
         match request {
             Request::StartInit(start) => return self.start_init(slot, seq, &start, given),
-            Request::Start(start) => self.start(start, given)?,
+            Request::Start(start) => {
+                self.start(StartOpen { start, stdin: false, terminal: false }, given)?;
+            }
+            Request::StartOpen(start) => self.start(start, given)?,
+            Request::Attach(attach) => return self.attach(&attach, given),
             Request::Exec(exec) => self.exec(slot, exec, given)?,
             Request::MakeSandbox(spec) => {
                 given.end()?;
@@ -137,6 +141,7 @@ impl Shim {
                 given.end()?;
                 match plain {
                     Request::Signal(signal) => self.signal(&signal)?,
+                    Request::CloseStdin(container) => self.close_stdin(&container.container),
                     Request::KillExec(exec) => self.kill_exec(exec.exec),
                     Request::Forget(container) => self.forget(&container.container)?,
                     Request::Acknowledge(acknowledge) => {
@@ -151,6 +156,8 @@ impl Shim {
                     | Request::MakeSandbox(_)
                     | Request::StartInit(_)
                     | Request::Start(_)
+                    | Request::StartOpen(_)
+                    | Request::Attach(_)
                     | Request::Exec(_)
                     | Request::ReopenLog(_) => {}
                 }

@@ -7,6 +7,7 @@ use rustix::buffer::spare_capacity;
 use rustix::io::{Errno, read, retry_on_intr};
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::attach::Clients;
 use super::clock;
 use super::log::{Log, Splitter, Stream};
 
@@ -35,6 +36,7 @@ struct Pipe {
 pub struct Output {
     pipes: [Option<Pipe>; 2],
     log: Log,
+    clients: Clients,
 }
 
 impl Output {
@@ -43,7 +45,19 @@ impl Output {
         let log = Log::new(log)?;
         let (out, out_writer) = pipe()?;
         let (err, err_writer) = pipe()?;
-        Ok((Self { pipes: [Some(out), Some(err)], log }, [out_writer, err_writer]))
+        let clients = Clients::default();
+        Ok((Self { pipes: [Some(out), Some(err)], log, clients }, [out_writer, err_writer]))
+    }
+
+    /// Of a terminal, whose non-blocking master this is: one stream, which is its stdout.
+    pub fn terminal(log: OwnedFd, master: OwnedFd) -> std::io::Result<Self> {
+        let pipe = Pipe { fd: master, splitter: Splitter::default() };
+        Ok(Self { pipes: [Some(pipe), None], log: Log::new(log)?, clients: Clients::default() })
+    }
+
+    /// Passes one stream on from now on, to a pipe. What has ended already ends there, too.
+    pub fn attach(&mut self, stream: Stream, pipe: OwnedFd) -> std::io::Result<()> {
+        if self.pipes[index(stream)].is_some() { self.clients.add(stream, pipe) } else { Ok(()) }
     }
 
     /// What to watch for one stream.
@@ -73,6 +87,7 @@ impl Output {
                 Ok(n) => {
                     let at = clock::now();
                     pipe.splitter.feed(input, &mut |tag, text| log.line(at, stream, tag, text));
+                    self.clients.pass(stream, input);
                     match budget.checked_sub(n) {
                         Some(rest) if rest > 0 => budget = rest,
                         _ => break Pumped::More,
@@ -84,6 +99,7 @@ impl Output {
             let at = clock::now();
             pipe.splitter.finish(&mut |tag, text| log.line(at, stream, tag, text));
             *slot = None;
+            self.clients.end(stream);
         }
         self.log.flush();
         result
@@ -107,6 +123,7 @@ impl Output {
                 let (at, log) = (clock::now(), &mut self.log);
                 pipe.splitter.finish(&mut |tag, text| log.line(at, stream, tag, text));
             }
+            self.clients.end(stream);
         }
         self.log.flush();
     }

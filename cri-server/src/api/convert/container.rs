@@ -59,13 +59,13 @@ pub(in crate::api) fn config(
         masked_paths: paths("masked_paths", &context.masked_paths)?,
         readonly_paths: paths("readonly_paths", &context.readonly_paths)?,
         stop_signal: signal::number(config.stop_signal)?,
+        terminal: config.tty,
+        stdin: config.stdin,
+        stdin_once: config.stdin_once,
     })
 }
 
 fn refuse_not_built(config: &wire::ContainerConfig) -> Result<(), Error> {
-    not_built("config.tty", config.tty)?;
-    not_built("config.stdin", config.stdin)?;
-    not_built("config.stdin_once", config.stdin_once)?;
     not_built("config.CDI_devices", !config.cdi_devices.is_empty())?;
     not_built("config.windows", config.windows.is_some())
 }
@@ -403,9 +403,6 @@ mod tests {
         };
         let page = wire::HugepageLimit { page_size: "2MB/../x".into(), limit: 1 };
         let cases = [
-            (changed(|config| config.tty = true), "config.tty"),
-            (changed(|config| config.stdin = true), "config.stdin"),
-            (changed(|config| config.stdin_once = true), "config.stdin_once"),
             (changed(|config| config.devices.push(wire::Device::default())), "config.devices[0].host_path"),
             (with_device("/dev/null", "/etc/x", "rw"), "config.devices[0].container_path"),
             (with_device("/dev/null", "/dev", "rw"), "config.devices[0].container_path"),

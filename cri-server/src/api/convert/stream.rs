@@ -49,6 +49,22 @@ fn wanted(streams: Wanted) -> Result<Wanted, Error> {
     Ok(streams)
 }
 
+/// A request of Attach, checked.
+#[derive(Debug)]
+pub(in crate::api) struct Attach {
+    /// Container.
+    pub container: String,
+    /// Which streams.
+    pub streams: Wanted,
+}
+
+/// Checks a request of Attach.
+pub(in crate::api) fn attach(request: wire::AttachRequest) -> Result<Attach, Error> {
+    let wire::AttachRequest { container_id, stdin, tty, stdout, stderr } = request;
+    let container = id("container_id", container_id)?;
+    Ok(Attach { container, streams: wanted(Wanted { stdin, stdout, stderr, tty })? })
+}
+
 /// Checks a request of PortForward.
 pub(in crate::api) fn port_forward(request: wire::PortForwardRequest) -> Result<PortForward, Error> {
     let sandbox = id("pod_sandbox_id", request.pod_sandbox_id)?;
