@@ -140,14 +140,18 @@ impl Shim {
         match &mut exec.state {
             State::Starting(spawn) => spawn.fail(failure::new("exec", 0, "killed before the program ran")),
             State::Running(Some(child)) => {
-                // Its descendants first: once it is dead they are somebody else's children.
-                if let Some(container) = self.containers.get(&exec.container) {
+                let sweep = || {
+                    let Some(container) = self.containers.get(&exec.container) else { return };
                     let spare = container.process().map_or(0, |process| process.pid);
                     if let Err(error) = kill_tree(&container.cgroup, child.pid, spare) {
                         super::say(&format!("kill of exec {}: {error}", exec.id));
                     }
-                }
+                };
+                // Its descendants first: once it is dead they are somebody else's children. What it forked while they
+                // were looked for is still of its session.
+                sweep();
                 child.kill();
+                sweep();
             }
             State::Running(None) => {}
         }
