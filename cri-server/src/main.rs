@@ -3,7 +3,6 @@
 //! The daemon can die at any moment: nothing that runs depends on it, and the next one finds its world again from the
 //! records and from the shims.
 #![forbid(unsafe_code)]
-#![allow(dead_code, reason = "rooms that are being built: gone with the last of them")]
 
 mod api;
 mod blocking;

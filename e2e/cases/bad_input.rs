@@ -72,16 +72,6 @@ async fn refuses_wrong_containers_by_field(world: &mut World) -> Outcome {
         ("log_path", Box::new(|c| c.log_path = "../escape.log".into())),
         ("log_path", Box::new(|c| c.log_path = "/absolute.log".into())),
         (
-            "devices",
-            Box::new(|c| {
-                c.devices.push(Device {
-                    container_path: "/dev/x".into(),
-                    host_path: "/dev/null".into(),
-                    permissions: "r".into(),
-                })
-            }),
-        ),
-        (
             "mounts[0].container_path",
             Box::new(|c| c.mounts.push(Mount { host_path: "/tmp".into(), ..Default::default() })),
         ),

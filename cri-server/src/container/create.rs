@@ -173,7 +173,6 @@ async fn make(
         &root,
         identity,
         ContainerState::default(),
-        sandbox.name().clone(),
         &sandbox.closing,
         Arc::clone(&node.events),
     );

@@ -19,7 +19,6 @@ use crate::blocking;
 use crate::detach::Flight;
 use crate::error::{Error, Kind};
 use crate::events::{Event, Events};
-use crate::sandbox::config::SandboxName;
 use crate::shim::ProcessId;
 use crate::store::{Durability, Stored};
 
@@ -36,8 +35,6 @@ pub struct Container {
     pub identity: ContainerIdentity,
     /// Where its files are.
     pub places: Places,
-    /// Name of its sandbox, for logs.
-    pub pod: SandboxName,
     state: Stored<ContainerState>,
     view: ArcSwapOption<ContainerView>,
     changed: watch::Sender<()>,
@@ -68,7 +65,6 @@ impl Container {
         root: &Path,
         identity: ContainerIdentity,
         state: ContainerState,
-        pod: SandboxName,
         closing: &CancellationToken,
         events: Arc<Events>,
     ) -> Arc<Self> {
@@ -77,7 +73,6 @@ impl Container {
             state: Stored::new(places.state(), state),
             view: ArcSwapOption::empty(),
             changed: watch::Sender::new(()),
-            pod,
             events,
             lock: tokio::sync::Mutex::new(()),
             update: tokio::sync::Mutex::new(()),

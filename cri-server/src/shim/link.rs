@@ -56,8 +56,6 @@ const EXEC_FACTS: usize = 4;
 pub struct Shim {
     /// Its sandbox.
     pub sandbox: String,
-    /// Its process.
-    pub process: ProcessId,
     pidfd: AsyncFd<OwnedFd>,
     directory: PathBuf,
     generation: u64,
@@ -86,7 +84,6 @@ impl Shim {
         }
         Ok(Some(Arc::new(Self {
             sandbox,
-            process,
             pidfd: crate::readiness::watch(pidfd)?,
             directory,
             generation,

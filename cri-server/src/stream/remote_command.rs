@@ -44,7 +44,7 @@ pub struct Session {
     /// How it is told the end.
     pub error: Report,
     /// Drop with the session: streams hold their places until then.
-    pub held: Vec<Stream>,
+    pub _held: Vec<Stream>,
 }
 
 impl Session {
@@ -147,7 +147,7 @@ pub async fn collect(streams: &mut mpsc::Receiver<Stream>, wanted: Wanted, versi
         stdout,
         stderr,
         error: Report { output: error, json: version >= 4 },
-        held: found.into_iter().flatten().collect(),
+        _held: found.into_iter().flatten().collect(),
     })
 }
 

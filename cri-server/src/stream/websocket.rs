@@ -72,7 +72,7 @@ where
         let first = channels[hello].output.clone();
         let sizes = channels.pop().filter(|_| wanted.tty).map(|channel| Sizes::new(channel.input));
         let stdin = wanted.stdin.then(|| channels.swap_remove(0).input);
-        let session = session(Session { stdin, stdout, stderr, sizes, error, held: Vec::new() });
+        let session = session(Session { stdin, stdout, stderr, sizes, error, _held: Vec::new() });
         async move {
             // How older clients know that they are connected.
             if first.write(Bytes::new()).await.is_ok() {

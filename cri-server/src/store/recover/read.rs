@@ -200,8 +200,7 @@ fn container(node: &Arc<Node>, id: &str, restarted: bool) -> Result<Arc<Containe
         state
     };
     keep(&places.state(), &state, on_disk.as_ref());
-    let (pod, closing) = (sandbox.name().clone(), &sandbox.closing);
-    Ok(Container::new(&config.root, identity, state, pod, closing, Arc::clone(&node.events)))
+    Ok(Container::new(&config.root, identity, state, &sandbox.closing, Arc::clone(&node.events)))
 }
 
 fn restore(node: &Arc<Node>, container: &Arc<Container>) {
