@@ -78,6 +78,8 @@ wire_enum! {
         13 => Attach(Attach),
         /// Ends a container's stdin for good, unless it is a terminal. Reply: [`Reply::Done`].
         14 => CloseStdin(ContainerId),
+        /// As `MakeSandbox`, of a pod with a user namespace of its own, which owns its other namespaces. Reply: the same.
+        15 => MakeUserSandbox(UserSandbox),
     }
 }
 
@@ -106,6 +108,26 @@ wire_struct! {
         pub hostname: String,
         /// Written to /proc/sys inside the new namespaces: key with dots or slashes, value.
         pub sysctls: Vec<(String, String)>,
+    }
+}
+
+wire_struct! {
+    /// The environment of a pod with a user namespace of its own.
+    pub struct UserSandbox {
+        /// All the rest.
+        pub sandbox: SandboxSpec,
+        /// The ids of the user namespace.
+        pub ids: IdMap,
+    }
+}
+
+wire_struct! {
+    /// The one mapping of a user namespace, for users and groups alike: 0 and so on inside, `host` and so on outside.
+    pub struct IdMap {
+        /// What 0 is on the host.
+        pub host: u32,
+        /// How many ids there are.
+        pub size: u32,
     }
 }
 

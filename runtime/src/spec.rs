@@ -6,6 +6,7 @@
 //! container is given, be it the pod's.
 
 mod honoured;
+mod mappings;
 mod mounts;
 
 use std::path::{Path, PathBuf};
@@ -61,7 +62,6 @@ pub fn container(id: &str, spec: &Spec, rootfs: Rootfs, user: User) -> Result<Co
             "a terminal for a container's first process is not built",
         ));
     }
-    let mounts = mounts::all(spec.mounts().as_deref().unwrap_or_default())?;
     let readonly = spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly) == Some(true);
     let mut devices = Vec::new();
     let mut masked_paths = Vec::new();
@@ -74,6 +74,8 @@ pub fn container(id: &str, spec: &Spec, rootfs: Rootfs, user: User) -> Result<Co
         readonly_paths = paths("linux.readonlyPaths", linux.readonly_paths().as_deref())?;
         devices = all_devices(linux.devices().as_deref().unwrap_or_default())?;
     }
+    let ids = mappings::of_namespace(spec)?;
+    let mounts = mounts::all(spec.mounts().as_deref().unwrap_or_default(), ids.as_ref())?;
     if mounts.iter().any(|m| matches!(m.kind, MountKind::Tmpfs(_)) && m.destination == Path::new("/dev")) {
         add_default_devices(&mut devices);
     }
@@ -222,15 +224,16 @@ fn namespaces(all: &[oci_spec::runtime::LinuxNamespace]) -> Result<bool, SpecErr
         let field = format!("linux.namespaces[{i}]");
         let shared = namespace.path().as_ref().is_some_and(|path| !path.as_os_str().is_empty());
         match namespace.typ() {
-            LinuxNamespaceType::User | LinuxNamespaceType::Time => {
+            LinuxNamespaceType::Time => {
                 return Err(SpecError::new(field, format!("a {} namespace is not built", namespace.typ())));
             }
-            LinuxNamespaceType::Mount | LinuxNamespaceType::Cgroup if shared => {
+            LinuxNamespaceType::Mount | LinuxNamespaceType::Cgroup | LinuxNamespaceType::User if shared => {
                 let reason = format!("a {} namespace is never another's", namespace.typ());
                 return Err(SpecError::new(field, reason));
             }
             LinuxNamespaceType::Cgroup => cgroup = true,
             LinuxNamespaceType::Mount
+            | LinuxNamespaceType::User
             | LinuxNamespaceType::Uts
             | LinuxNamespaceType::Ipc
             | LinuxNamespaceType::Pid

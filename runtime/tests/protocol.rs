@@ -99,6 +99,20 @@ fn requests() -> Vec<(&'static str, Request)> {
             Request::Attach(Attach { container: container(), stdin: true, stdout: true, stderr: false }),
         ),
         ("close-stdin", Request::CloseStdin(ContainerId { container: container() })),
+        (
+            "make-user-sandbox",
+            Request::MakeUserSandbox(UserSandbox {
+                sandbox: SandboxSpec {
+                    sandbox: "5".repeat(64),
+                    new_net: true,
+                    new_ipc: true,
+                    new_uts: true,
+                    hostname: "web-0".into(),
+                    sysctls: Vec::new(),
+                },
+                ids: IdMap { host: 1_048_576, size: 65_536 },
+            }),
+        ),
     ]
 }
 
@@ -253,8 +267,23 @@ fn specifications_are_what_they_were() {
         readonly_paths: vec!["/proc/sys".into()],
         process,
     };
-    complete::<MountKind>(&container.mounts.iter().map(|mount| mount.kind.to_bytes()[0]).collect());
+    let later = [(
+        "mount-mapped-bind",
+        MountKind::MappedBind(Bind {
+            source: "/srv".into(),
+            recursive: true,
+            propagation: Propagation::Private,
+            recursive_readonly: false,
+        }),
+    )];
+    let mounts = container.mounts.iter().map(|mount| &mount.kind);
+    complete::<MountKind>(
+        &mounts.chain(later.iter().map(|(_, kind)| kind)).map(|kind| kind.to_bytes()[0]).collect(),
+    );
     golden("container-spec", &container);
+    for (name, kind) in &later {
+        golden(name, kind);
+    }
 }
 
 #[test]

@@ -13,8 +13,9 @@ use super::mounts::clean;
 use super::process::{self, Process};
 use super::report::Report;
 use super::request::{ContainerSpec, ProcessSpec};
+use super::sources::Detached;
 use super::step::At;
-use super::{PidEntry, Work, devices, identity, masks, mounts, namespaces, rootfs, sources};
+use super::{PidEntry, Work, devices, identity, mapped, masks, mounts, namespaces, rootfs, sources};
 use crate::memfd;
 use crate::protocol::{Failure, MAX_SPEC};
 use crate::wire::Wire;
@@ -26,7 +27,10 @@ pub(super) fn run(
     holder: Option<OwnedFd>,
     line: &Line,
 ) -> Result<Infallible, Failure> {
-    let Work { single, spec, gate0, stdio, terminal } = work;
+    if work.user.is_some() {
+        return mapped::run(work, pid, holder, line);
+    }
+    let Work { single, spec, gate0, stdio, terminal, .. } = work;
     begin(gate0)?;
     let spec: ContainerSpec = read_spec(spec)?;
     namespaces::own_cgroup(spec.new_cgroup_namespace)?;
@@ -42,17 +46,7 @@ pub(super) fn run(
     let who = identity::resolve(&root, &spec.process.user)?;
     line.say(&Report::User(who.user.clone()));
     rootfs::enter(root.as_fd())?;
-
-    mounts::attach(&root, &detached)?;
-    devices::make(&root, &spec.mounts, &spec.devices)?;
-    masks::make_readonly(&root, &spec.readonly_paths)?;
-    masks::mask(&root, &spec.masked_paths)?;
-    make_cwd(&root, &spec.process.cwd)?;
-    mounts::seal(&detached)?;
-    drop(detached);
-    if spec.rootfs.readonly {
-        rootfs::set_readonly()?;
-    }
+    furnish(&root, &spec, detached)?;
 
     let clone = match pid {
         PidEntry::First => None,
@@ -64,6 +58,18 @@ pub(super) fn run(
         PidEntry::Host => Some(single),
     };
     Process { spec: &spec.process, who: &who, stdio, terminal, proc, clone }.run(root, line)
+}
+
+/// After the pivot: all that lies over the root file system.
+pub(super) fn furnish(root: &Root, spec: &ContainerSpec, detached: Vec<Detached<'_>>) -> Result<(), Failure> {
+    mounts::attach(root, &detached)?;
+    devices::make(root, &spec.mounts, &spec.devices)?;
+    masks::make_readonly(root, &spec.readonly_paths)?;
+    masks::mask(root, &spec.masked_paths)?;
+    make_cwd(root, &spec.process.cwd)?;
+    mounts::seal(&detached)?;
+    drop(detached);
+    if spec.rootfs.readonly { rootfs::set_readonly() } else { Ok(()) }
 }
 
 /// What every builder does first.

@@ -35,9 +35,7 @@ pub(super) fn make(root: &Root, mounts: &[Mount], devices: &[Device]) -> Result<
         return Ok(());
     }
     let dev = Root::from_fd(plain_directory(root, Path::new(DEV))?);
-    for device in devices {
-        node(&dev, device)?;
-    }
+    nodes(&dev, devices)?;
     if ours {
         for (name, target) in LINKS {
             link(&dev, name, target)?;
@@ -47,6 +45,11 @@ pub(super) fn make(root: &Root, mounts: &[Mount], devices: &[Device]) -> Result<
         }
     }
     Ok(())
+}
+
+/// Makes nodes in a /dev. What exists already is looked at.
+pub(super) fn nodes(dev: &Root, devices: &[Device]) -> Result<(), Failure> {
+    devices.iter().try_for_each(|device| node(dev, device))
 }
 
 fn link(dev: &Root, name: &str, target: &str) -> Result<(), Failure> {

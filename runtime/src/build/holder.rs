@@ -6,17 +6,19 @@ use std::convert::Infallible;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
+use cove_sys::SingleThreaded;
 use nix::sys::signal::SigSet;
-use rustix::fs::{CWD, Mode, mkdirat};
+use rustix::fs::{Mode, mkdirat};
 use rustix::mount::{MountAttrFlags, MoveMountFlags, move_mount};
 use rustix::process::setsid;
 use rustix::thread::{set_name, set_no_new_privs};
 
 use super::capabilities::Wanted;
 use super::line::Line;
-use super::process::{become_user, die_with_shim, hide};
+use super::process::{become_user, clone_first, die_with_shim, hide};
 use super::report::Report;
 use super::step::At;
+use super::userns::UserNamespace;
 use super::{create, namespaces, rootfs, sources};
 use crate::protocol::{Failure, ResolvedUser};
 
@@ -28,8 +30,23 @@ const NOBODY: u32 = 65_534;
 const EMPTY_ROOT: [(&str, &str); 3] = [("size", "4k"), ("nr_inodes", "8"), ("mode", "0555")];
 
 /// See [`super::holder`].
-pub(super) fn run(gate0: OwnedFd, shm_size: u64, init: bool, line: &Line) -> Result<Infallible, Failure> {
+pub(super) fn run(
+    (single, gate0): (SingleThreaded, OwnedFd),
+    shm_size: u64,
+    init: bool,
+    user: Option<UserNamespace>,
+    line: &Line,
+) -> Result<Infallible, Failure> {
     create::begin(gate0)?;
+    let mut nobody = NOBODY;
+    if let Some(user) = user {
+        user.enter()?;
+        nobody = nobody.min(user.ids.size - 1);
+        drop(user);
+        if init {
+            clone_first(single, line)?;
+        }
+    }
     build(shm_size, init)?;
     line.say(&Report::Ready);
     line.pass_gate1();
@@ -37,19 +54,20 @@ pub(super) fn run(gate0: OwnedFd, shm_size: u64, init: bool, line: &Line) -> Res
         cove_sys::exit_now(0);
     }
     empty_root()?;
-    confine()?;
+    confine(nobody)?;
     reap()
 }
 
 fn build(shm_size: u64, proc: bool) -> Result<(), Failure> {
-    // The proc of the PID namespace that this process is the first of.
+    // First of all: file systems of a user namespace are made in mount namespaces of its own.
+    namespaces::leave_host()?;
+    // The proc of the PID namespace that this process is the first of, while the host's is still in sight.
     let proc = if proc { Some(make("proc", &[], none_of_them())?) } else { None };
     let size = shm_size.to_string();
     let shm = match shm_size {
         0 => None,
         _ => Some(make("tmpfs", &[("size", &size), ("mode", "1777")], none_of_them())?),
     };
-    namespaces::leave_host()?;
     let root = new_root()?;
     for (name, tree) in [("shm", shm), ("proc", proc)] {
         let Some(tree) = tree else { continue };
@@ -70,9 +88,7 @@ fn empty_root() -> Result<(), Failure> {
 /// A tmpfs on top of the present root becomes the root; what was below it is detached.
 fn new_root() -> Result<OwnedFd, Failure> {
     let root = make("tmpfs", &EMPTY_ROOT, none_of_them())?;
-    move_mount(&root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .at(STEP, || "mount a root".to_owned())?;
-    rootfs::enter(root.as_fd())?;
+    rootfs::enter_detached(root.as_fd())?;
     Ok(root)
 }
 
@@ -85,12 +101,12 @@ fn make(kind: &str, options: &[(&str, &str)], flags: MountAttrFlags) -> Result<O
 }
 
 /// No capability, no way to get one, nobody's user, no ptrace.
-fn confine() -> Result<(), Failure> {
+fn confine(nobody: u32) -> Result<(), Failure> {
     set_name(NAME).at(STEP, || "take a name".to_owned())?;
     setsid().at(STEP, || "make a session".to_owned())?;
     Wanted::none().limit_bounding()?;
     set_no_new_privs(true).at(STEP, || "set no_new_privs".to_owned())?;
-    become_user(&ResolvedUser { uid: NOBODY, gid: NOBODY, groups: Vec::new() })?;
+    become_user(&ResolvedUser { uid: nobody, gid: nobody, groups: Vec::new() })?;
     Wanted::none().apply()?;
     hide()?;
     die_with_shim()

@@ -11,12 +11,12 @@ use super::process::Process;
 use super::report::Report;
 use super::request::ProcessSpec;
 use super::step::At;
-use super::{Work, identity, namespaces};
+use super::{Work, identity, namespaces, rlimits};
 use crate::protocol::Failure;
 
 /// See [`super::join`].
 pub(super) fn run(work: Work, target: OwnedFd, line: &Line) -> Result<Infallible, Failure> {
-    let Work { single, spec, gate0, stdio, terminal } = work;
+    let Work { single, spec, gate0, stdio, terminal, user } = work;
     begin(gate0)?;
     let spec: ProcessSpec = read_spec(spec)?;
     let proc = open_proc(&spec)?;
@@ -26,6 +26,12 @@ pub(super) fn run(work: Work, target: OwnedFd, line: &Line) -> Result<Infallible
     let root = Root::of_process().at("namespaces", || "open the container's root".to_owned())?;
     let who = identity::resolve(&root, &spec.user)?;
     line.say(&Report::User(who.user.clone()));
+    if let Some(user) = user {
+        user.check(&who.user)?;
+        user.give_stdio(&stdio, &who.user)?;
+        rlimits::raise(&spec.rlimits)?;
+        user.enter()?;
+    }
 
     Process { spec: &spec, who: &who, stdio, terminal, proc, clone: Some(single) }.run(root, line)
 }

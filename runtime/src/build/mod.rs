@@ -14,6 +14,7 @@ mod holder;
 mod identity;
 mod join;
 mod line;
+mod mapped;
 mod masks;
 mod mounts;
 mod namespaces;
@@ -25,12 +26,14 @@ pub mod rlimits;
 mod rootfs;
 mod sources;
 mod step;
+pub mod userns;
 
 use std::os::fd::OwnedFd;
 
 use cove_sys::SingleThreaded;
 
 use self::line::Line;
+use self::userns::UserNamespace;
 
 /// What a builder was given. All descriptors but these are closed as its first act.
 #[derive(Debug)]
@@ -49,6 +52,8 @@ pub struct Builder {
     pub stdio: [OwnedFd; 3],
     /// stdio is the end of a terminal.
     pub terminal: bool,
+    /// The pod's user namespace, if it has one of its own.
+    pub user: Option<UserNamespace>,
 }
 
 /// What is left of a [`Builder`] when its line is taken out.
@@ -59,19 +64,20 @@ struct Work {
     gate0: OwnedFd,
     stdio: [OwnedFd; 3],
     terminal: bool,
+    user: Option<UserNamespace>,
 }
 
 impl Builder {
     fn split(self) -> (Work, Line) {
-        let Self { single, spec, report, gate0, gate1, stdio, terminal } = self;
-        (Work { single, spec, gate0, stdio, terminal }, Line::new(report, gate1))
+        let Self { single, spec, report, gate0, gate1, stdio, terminal, user } = self;
+        (Work { single, spec, gate0, stdio, terminal, user }, Line::new(report, gate1))
     }
 }
 
 /// The PID namespace of a container that is being made.
 #[derive(Debug)]
 pub enum PidEntry {
-    /// The builder is already its first process (cloned with CLONE_NEWPID).
+    /// The builder is already its first process (cloned with CLONE_NEWPID), or, in a pod with a user namespace, clones it.
     First,
     /// That of the pod's init, by its pidfd: entered with setns, the final process is cloned.
     Enter(OwnedFd),
@@ -115,12 +121,14 @@ pub struct HolderRequest {
     /// confined init (empty read-only root, no descriptor, no capability, not dumpable, reaps for ever).
     /// Else end after gate 1.
     pub init: bool,
+    /// The pod's user namespace. With one this process is not pid 1, but clones the init.
+    pub user: Option<UserNamespace>,
 }
 
 /// Makes the holder mount namespace: a tmpfs root with /shm (tmpfs) and, for an init, /proc, and nothing of the host.
 pub fn holder(request: HolderRequest) -> ! {
-    let HolderRequest { gate0, report, gate1, shm_size, init, .. } = request;
+    let HolderRequest { single, gate0, report, gate1, shm_size, init, user } = request;
     let line = Line::new(report, gate1);
-    let Err(failure) = holder::run(gate0, shm_size, init, &line);
+    let Err(failure) = holder::run((single, gate0), shm_size, init, user, &line);
     line.fail(failure)
 }

@@ -104,7 +104,7 @@ fn needs_plain_directory(detached: &Detached<'_>, destination: &Path) -> bool {
         | MountKind::Shm
         | MountKind::Cgroup => true,
         MountKind::Tmpfs(_) => destination == Path::new("/dev"),
-        MountKind::Bind(_) => destination == Path::new("/proc"),
+        MountKind::Bind(_) | MountKind::MappedBind(_) => destination == Path::new("/proc"),
     }
 }
 

@@ -126,13 +126,8 @@ fn verify_cwd(spec: &ProcessSpec) -> Result<(), Failure> {
 fn take_stdio(stdio: [OwnedFd; 3], user: &ResolvedUser) -> Result<(), Failure> {
     let doing = || "take stdio".to_owned();
     for fd in &stdio {
-        let stat = fstat(fd).at("stdio", doing)?;
-        let own = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Fifo => true,
-            FileType::CharacterDevice => TERMINALS.contains(&major(stat.st_rdev)),
-            _ => false,
-        };
-        if own && stat.st_uid != user.uid {
+        let owner = fstat(fd).at("stdio", doing)?.st_uid;
+        if owner != user.uid && is_given_away(fd)? {
             fchown(fd, Some(Uid::from_raw(user.uid)), None)
                 .at("stdio", || "give stdio to the user".to_owned())?;
         }
@@ -146,6 +141,16 @@ fn take_stdio(stdio: [OwnedFd; 3], user: &ResolvedUser) -> Result<(), Failure> {
     rustix::stdio::dup2_stdin(&high[0]).at("stdio", doing)?;
     rustix::stdio::dup2_stdout(&high[1]).at("stdio", doing)?;
     rustix::stdio::dup2_stderr(&high[2]).at("stdio", doing)
+}
+
+/// A pipe or a terminal, which becomes the user's.
+pub(super) fn is_given_away(fd: &OwnedFd) -> Result<bool, Failure> {
+    let stat = fstat(fd).at("stdio", || "look at stdio".to_owned())?;
+    Ok(match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Fifo => true,
+        FileType::CharacterDevice => TERMINALS.contains(&major(stat.st_rdev)),
+        _ => false,
+    })
 }
 
 /// Leaves stdio, report and gate. Nothing that this process still owns as a value is among what is closed: they were
@@ -197,10 +202,28 @@ struct Last<'a> {
 
 /// Clones the final process as a child of the shim, tells its pid, and ends.
 fn clone_final(single: SingleThreaded, last: &Last<'_>, line: &Line) -> Result<Infallible, Failure> {
+    let doing = "clone into the container's PID namespace";
+    go_on_as_clone(single, CloneFlags::PARENT, doing, line)?;
+    last_steps(last, line)
+}
+
+/// Goes on as the first process of a new PID namespace, which the user namespace that this process is in owns.
+pub(super) fn clone_first(single: SingleThreaded, line: &Line) -> Result<(), Failure> {
+    let flags = CloneFlags::PARENT.and(CloneFlags::NEW_PID);
+    go_on_as_clone(single, flags, "clone the first process of a PID namespace", line)?;
+    die_with_shim()
+}
+
+/// Returns in the clone, a child of the shim, once its pid was told. This process ends.
+fn go_on_as_clone(
+    single: SingleThreaded,
+    flags: CloneFlags,
+    doing: &str,
+    line: &Line,
+) -> Result<(), Failure> {
     // The clone may only speak once its pid is known to the shim.
     let (told, tell) = pipe_with(PipeFlags::CLOEXEC).at("clone", || "make a pipe".to_owned())?;
-    let forked = cove_sys::fork(single, CloneFlags::PARENT, None)
-        .at("clone", || "clone into the container's PID namespace".to_owned())?;
+    let forked = cove_sys::fork(single, flags, None).at("clone", || doing.to_owned())?;
     match forked {
         Forked::Parent { pid, .. } => {
             line.say(&Report::Cloned(Cloned { pid }));
@@ -210,9 +233,7 @@ fn clone_final(single: SingleThreaded, last: &Last<'_>, line: &Line) -> Result<I
         }
         Forked::Child(_) => {
             drop(tell);
-            line::wait_byte(told.as_fd()).at("clone", || "wait for the builder".to_owned())?;
-            drop(told);
-            last_steps(last, line)
+            line::wait_byte(told.as_fd()).at("clone", || "wait for the builder".to_owned())
         }
     }
 }

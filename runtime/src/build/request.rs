@@ -103,6 +103,8 @@ wire_enum! {
         7 => Shm,
         /// The container's view of its cgroups, read-only unless asked otherwise.
         8 => Cgroup,
+        /// A path of the host whose owners are ids of the pod's user namespace (mount_setattr(2), MOUNT_ATTR_IDMAP).
+        11 => MappedBind(Bind),
     }
 }
 

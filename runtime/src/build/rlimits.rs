@@ -50,6 +50,21 @@ pub(super) fn apply(limits: &[Rlimit]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Raises the hard limits that must be higher than they are: in a user namespace nobody may.
+pub(super) fn raise(limits: &[Rlimit]) -> Result<(), Failure> {
+    for limit in limits {
+        let known = usize::try_from(limit.resource).ok().and_then(|number| BY_NUMBER.get(number));
+        // What is not known is told when it is applied.
+        let Some((name, resource)) = known else { continue };
+        let now = getrlimit(*resource);
+        if now.maximum.is_some_and(|maximum| maximum < limit.hard) {
+            setrlimit(*resource, Pair { maximum: finite(limit.hard), ..now })
+                .at(STEP, || format!("raise {name} to {}", shown(limit.hard)))?;
+        }
+    }
+    Ok(())
+}
+
 /// RLIM_INFINITY is all ones.
 fn finite(value: u64) -> Option<u64> {
     if value == u64::MAX { None } else { Some(value) }

@@ -14,13 +14,16 @@ use cove_sys::MountAttr;
 use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags, fstatvfs, open, openat};
 use rustix::io::{Errno, read};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+    mount, move_mount, unmount,
 };
 use rustix::process::{chdir, fchdir, pivot_root};
 
 use super::request::Rootfs;
+use super::sources;
 use super::step::{At, refuse};
+use super::userns::UserNamespace;
 use crate::protocol::Failure;
 
 const STEP: &str = "rootfs";
@@ -75,6 +78,41 @@ fn log_of(context: &OwnedFd) -> String {
         text.push(')');
     }
     text
+}
+
+/// Shows the layers with owners of the pod's user namespace, in this mount namespace only: one mapped mount over the
+/// directory that they share, however many there are.
+pub(super) fn map_layers(rootfs: &Rootfs, user: &UserNamespace) -> Result<(), Failure> {
+    let shared = shared_parent(&rootfs.lower);
+    let shown = shared.display();
+    if [&rootfs.upper, &rootfs.work, &rootfs.target].iter().any(|path| path.starts_with(&shared)) {
+        return refuse(STEP, format!("{shown} has more in it than layers, and cannot be mapped"));
+    }
+    let tree = sources::clone_tree(CWD, &shared, OpenTreeFlags::empty())
+        .at(STEP, || format!("open the layers in {shown}"))?;
+    let mapped = MountAttr {
+        set: u64::from(MountAttrFlags::MOUNT_ATTR_IDMAP.bits()),
+        propagation: u64::from(MountPropagationFlags::PRIVATE.bits()),
+        userns: Some(user.namespace.as_fd()),
+        ..MountAttr::default()
+    };
+    cove_sys::mount_setattr(tree.as_fd(), false, mapped)
+        .at(STEP, || format!("map the owners of {shown} (can its file system?)"))?;
+    move_mount(&tree, "", CWD, &shared, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .at(STEP, || format!("mount the mapped layers on {shown}"))
+}
+
+/// Another mount of the same, attached nowhere: it can go to a mount namespace of a user namespace's own.
+pub(super) fn detach(overlay: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
+    sources::clone_tree(overlay, "", OpenTreeFlags::AT_EMPTY_PATH)
+        .at(STEP, || "detach the overlay".to_owned())
+}
+
+/// Attaches a detached root file system on top of the present root, and makes it the root.
+pub(super) fn enter_detached(root: BorrowedFd<'_>) -> Result<(), Failure> {
+    move_mount(root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .at(STEP, || "mount a root".to_owned())?;
+    enter(root)
 }
 
 /// For kernels before 6.5: mount(2), with the layers' names relative to the directory that they share, so that many

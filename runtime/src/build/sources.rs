@@ -5,7 +5,7 @@
 //! builder and nobody besides.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cove_path::Root;
 use cove_sys::MountAttr;
@@ -16,8 +16,10 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, open_tree,
 };
 
+use super::mounts::clean;
 use super::request::{Bind, Mount, MountKind, Propagation, Tmpfs};
 use super::step::{At, refuse};
+use super::userns::UserNamespace;
 use super::{cgroups, namespaces};
 use crate::protocol::Failure;
 
@@ -81,10 +83,26 @@ pub(super) fn open_all(
     shared_pid: bool,
     own_cgroup: bool,
 ) -> Result<Vec<Detached<'_>>, Failure> {
+    open_some(mounts, &mut held, shared_pid, own_cgroup, None, |_| true)
+}
+
+/// Makes those that are `wanted`, in order. `user`: the pod's user namespace, whose root owns what is made.
+pub(super) fn open_some<'a>(
+    mounts: &'a [Mount],
+    held: &mut Held,
+    shared_pid: bool,
+    own_cgroup: bool,
+    user: Option<&UserNamespace>,
+    wanted: impl Fn(&Mount) -> bool,
+) -> Result<Vec<Detached<'a>>, Failure> {
     let mut all = Vec::with_capacity(mounts.len());
-    for mount in mounts {
+    for mount in mounts.iter().filter(|mount| wanted(mount)) {
         let tree = match &mount.kind {
-            MountKind::Bind(bind) => open_bind(mount, bind)?,
+            MountKind::Bind(bind) => open_bind(mount, bind, None)?,
+            MountKind::MappedBind(bind) => match user {
+                Some(user) => open_bind(mount, bind, Some(user))?,
+                None => return refuse(STEP, "a mapped volume needs a user namespace".to_owned()),
+            },
             MountKind::Shm => held_or_host(held.shm.take(), "/dev/shm", mount)?,
             MountKind::Proc if shared_pid => match held.proc.take() {
                 Some(tree) => with_flags(tree, mount, KERNEL)?,
@@ -95,9 +113,13 @@ pub(super) fn open_all(
             MountKind::Mqueue => fresh("mqueue", &[], mount)?,
             // Group 5 is tty in every distribution; 0620 lets a terminal's owner be written to by its group only.
             MountKind::Devpts => {
-                fresh("devpts", &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")], mount)?
+                let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+                // A user namespace may be too small for that group.
+                let known =
+                    if user.is_none_or(|user| user.ids.size > 5) { &options[..] } else { &options[..2] };
+                fresh("devpts", known, mount)?
             }
-            MountKind::Tmpfs(tmpfs) => fresh_tmpfs(tmpfs, mount)?,
+            MountKind::Tmpfs(tmpfs) => fresh_tmpfs(tmpfs, mount, user.filter(|_| is_dev(mount)))?,
             MountKind::Cgroup => {
                 all.extend(cgroups::view(mount, own_cgroup)?);
                 continue;
@@ -117,7 +139,12 @@ pub(super) fn clone_tree(
     open_tree(at, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | more)
 }
 
-fn open_bind(mount: &Mount, bind: &Bind) -> Result<OwnedFd, Failure> {
+/// The container's own /dev.
+pub(super) fn is_dev(mount: &Mount) -> bool {
+    matches!(mount.kind, MountKind::Tmpfs(_)) && clean(&mount.destination) == Path::new("/dev")
+}
+
+fn open_bind(mount: &Mount, bind: &Bind, user: Option<&UserNamespace>) -> Result<OwnedFd, Failure> {
     let source = &bind.source;
     let more = if bind.recursive { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
     let tree = match clone_tree(CWD, source, more) {
@@ -139,6 +166,16 @@ fn open_bind(mount: &Mount, bind: &Bind) -> Result<OwnedFd, Failure> {
     let attr = MountAttr { propagation: u64::from(propagation.bits()), ..MountAttr::default() };
     cove_sys::mount_setattr(tree.as_fd(), true, attr)
         .at(STEP, || format!("set the propagation of {}", source.display()))?;
+    if let Some(user) = user {
+        let mapped = MountAttr {
+            set: bits(MountAttrFlags::MOUNT_ATTR_IDMAP),
+            userns: Some(user.namespace.as_fd()),
+            ..MountAttr::default()
+        };
+        cove_sys::mount_setattr(tree.as_fd(), bind.recursive, mapped).at(STEP, || {
+            format!("map the owners of {} (can its file system, and those mounted below?)", source.display())
+        })?;
+    }
     if bind.recursive_readonly {
         let readonly = MountAttr { set: bits(READONLY), ..MountAttr::default() };
         cove_sys::mount_setattr(tree.as_fd(), true, readonly)
@@ -191,10 +228,15 @@ fn held_or_host(held: Option<OwnedFd>, host: &str, mount: &Mount) -> Result<Owne
     with_flags(tree, mount, KERNEL)
 }
 
-fn fresh_tmpfs(tmpfs: &Tmpfs, mount: &Mount) -> Result<OwnedFd, Failure> {
+/// `owner`: made with the host's rights for the root of this user namespace.
+fn fresh_tmpfs(tmpfs: &Tmpfs, mount: &Mount, owner: Option<&UserNamespace>) -> Result<OwnedFd, Failure> {
     let mode = format!("{:o}", tmpfs.mode);
     let size = tmpfs.size.to_string();
+    let owner = owner.map(|user| user.ids.host.to_string());
     let mut options = vec![("mode", mode.as_str())];
+    if let Some(owner) = &owner {
+        options.extend([("uid", owner.as_str()), ("gid", owner.as_str())]);
+    }
     if tmpfs.size > 0 {
         options.push(("size", size.as_str()));
     }

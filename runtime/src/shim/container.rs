@@ -129,7 +129,8 @@ impl Shim {
         };
         let holder = self.sandbox.holder().map(dup).transpose()?;
         let Streams { output, input, stdio, terminal } = streams;
-        let order = Order { kind: Kind::Create { pid, holder }, spec, stdio, terminal };
+        let user = self.user()?;
+        let order = Order { kind: Kind::Create { pid, holder }, spec, stdio, terminal, user };
         let spawn = fork::builder(self.single, order, &cgroup, None)?;
         let slot = self.slot();
         self.began(Owner::Container(slot), &spawn);

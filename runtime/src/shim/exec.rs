@@ -70,7 +70,8 @@ impl Shim {
             .pidfd
             .try_clone()
             .map_err(|error| failure::io("exec", "duplicate a descriptor", &error))?;
-        let order = Order { kind: Kind::Join(target), spec, stdio, terminal: exec.terminal };
+        let user = self.user()?;
+        let order = Order { kind: Kind::Join(target), spec, stdio, terminal: exec.terminal, user };
         let spawn = fork::builder(self.single, order, &cgroup, Some(process.pid))?;
         let slot = self.slot();
         self.began(Owner::Exec(slot), &spawn);

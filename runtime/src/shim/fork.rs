@@ -13,6 +13,7 @@ use super::cgroup::Cgroup;
 use super::failure;
 use super::spawn::{Child, Spawn};
 use crate::build::report::Report;
+use crate::build::userns::UserNamespace;
 use crate::build::{self, Builder, HolderRequest, PidEntry};
 use crate::protocol::Failure;
 use crate::wire::Wire;
@@ -42,13 +43,15 @@ pub struct Order {
     pub stdio: [OwnedFd; 3],
     /// They are the end of a terminal.
     pub terminal: bool,
+    /// The pod's user namespace.
+    pub user: Option<UserNamespace>,
 }
 
 /// What the child becomes.
 #[derive(Debug)]
 enum Task {
     Build(Order),
-    Hold { shm_size: u64, init: bool },
+    Hold { shm_size: u64, init: bool, user: Option<UserNamespace> },
 }
 
 /// Ends of the builder's own sockets and pipes.
@@ -65,41 +68,68 @@ pub fn builder(
     cgroup: &Cgroup,
     process: Option<i32>,
 ) -> Result<Spawn, Failure> {
-    let first = matches!(order.kind, Kind::Create { pid: PidEntry::First, .. });
-    let flags = if first { CloneFlags::NEW_PID } else { CloneFlags::none() };
-    watch(single, flags, cgroup, process, Task::Build(order))
+    let task = Task::Build(order);
+    watch(single, task.flags(), cgroup, process, task)
 }
 
 /// Forks the process that makes the holder mount namespace, and with `init` becomes the pod's init.
-pub fn holder(single: SingleThreaded, shm_size: u64, init: bool, cgroup: &Cgroup) -> Result<Spawn, Failure> {
-    let flags = if init { CloneFlags::NEW_PID } else { CloneFlags::none() };
-    watch(single, flags, cgroup, None, Task::Hold { shm_size, init })
+pub fn holder(
+    single: SingleThreaded,
+    shm_size: u64,
+    init: bool,
+    user: Option<UserNamespace>,
+    cgroup: &Cgroup,
+) -> Result<Spawn, Failure> {
+    let task = Task::Hold { shm_size, init, user };
+    watch(single, task.flags(), cgroup, None, task)
 }
 
 impl Task {
+    /// It is to be the first process of a PID namespace.
+    fn is_first(&self) -> bool {
+        match self {
+            Self::Build(order) => matches!(order.kind, Kind::Create { pid: PidEntry::First, .. }),
+            Self::Hold { init, .. } => *init,
+        }
+    }
+
+    fn user(&self) -> Option<&UserNamespace> {
+        match self {
+            Self::Build(order) => order.user.as_ref(),
+            Self::Hold { user, .. } => user.as_ref(),
+        }
+    }
+
+    /// The pod's user namespace owns its PID namespaces, so they are made in there.
+    fn flags(&self) -> CloneFlags {
+        if self.is_first() && self.user().is_none() { CloneFlags::NEW_PID } else { CloneFlags::none() }
+    }
+
     /// The builder clones the process that runs the program, or becomes it.
     fn clones(&self) -> bool {
         match self {
-            Self::Build(order) => !matches!(order.kind, Kind::Create { pid: PidEntry::First, .. }),
-            Self::Hold { .. } => false,
+            Self::Build(_) => !self.is_first() || self.user().is_some(),
+            Self::Hold { init, user, .. } => *init && user.is_some(),
         }
     }
 
     /// All that the child keeps beside its own ends.
     fn keep(&self) -> Vec<RawFd> {
-        match self {
+        let mut keep = match self {
             Self::Build(order) => order.keep(),
             Self::Hold { .. } => Vec::new(),
-        }
+        };
+        keep.extend(self.user().map(|user| user.namespace.as_raw_fd()));
+        keep
     }
 
     /// In the child.
     fn carry_out(self, single: SingleThreaded, ends: Ends) -> ! {
         match self {
             Self::Build(order) => order.carry_out(single, ends),
-            Self::Hold { shm_size, init } => {
+            Self::Hold { shm_size, init, user } => {
                 let Ends { report, gate0, gate1 } = ends;
-                build::holder(HolderRequest { single, gate0, report, gate1, shm_size, init })
+                build::holder(HolderRequest { single, gate0, report, gate1, shm_size, init, user })
             }
         }
     }
@@ -124,8 +154,8 @@ impl Order {
     /// In the child: becomes the builder.
     fn carry_out(self, single: SingleThreaded, ends: Ends) -> ! {
         let Ends { report, gate0, gate1 } = ends;
-        let Self { spec, stdio, terminal, kind } = self;
-        let builder = Builder { single, spec, report, gate0, gate1, stdio, terminal };
+        let Self { spec, stdio, terminal, user, kind } = self;
+        let builder = Builder { single, spec, report, gate0, gate1, stdio, terminal, user };
         match kind {
             Kind::Create { pid, holder } => build::create(builder, pid, holder),
             Kind::Join(target) => build::join(builder, target),

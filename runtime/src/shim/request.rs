@@ -134,7 +134,11 @@ impl Shim {
             Request::Exec(exec) => self.exec(slot, exec, given)?,
             Request::MakeSandbox(spec) => {
                 given.end()?;
-                return self.make_sandbox(&spec);
+                return self.make_sandbox(&spec, None);
+            }
+            Request::MakeUserSandbox(spec) => {
+                given.end()?;
+                return self.make_sandbox(&spec.sandbox, Some(&spec.ids));
             }
             Request::ReopenLog(container) => self.reopen_log(&container.container, given)?,
             plain => {
@@ -154,6 +158,7 @@ impl Shim {
                     }
                     Request::Hello(_)
                     | Request::MakeSandbox(_)
+                    | Request::MakeUserSandbox(_)
                     | Request::StartInit(_)
                     | Request::Start(_)
                     | Request::StartOpen(_)

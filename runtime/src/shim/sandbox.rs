@@ -1,10 +1,11 @@
-//! The pod's environment: network, IPC and UTS namespaces, which the shim joins itself; the holder of the mount
+//! The pod's environment: its user namespace, if it has one; network, IPC and UTS namespaces, which the shim joins itself; the holder of the mount
 //! namespace in which the pod's /dev/shm lies; and the init of a shared PID namespace.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sched::CloneFlags;
 use rustix::fs::{Mode, OFlags, openat};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::failure;
 use super::fork;
@@ -14,7 +15,8 @@ use super::serve::Shim;
 use super::spawn::{Child, Program, Spawn};
 use super::sysctl;
 use super::watch::Owner;
-use crate::protocol::{ExitStatus, Fact, Failure, InitReply, Reply, SandboxSpec, StartInit};
+use crate::build::userns::{self, UserNamespace};
+use crate::protocol::{ExitStatus, Fact, Failure, IdMap, InitReply, Reply, SandboxSpec, StartInit};
 
 /// The holder being made, and who waits for it.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ pub struct Sandbox {
     /// Empty before it was made.
     pub(super) id: String,
     making: Option<Making>,
+    /// The pod's user namespace.
+    user: Option<UserNamespace>,
     /// The holder's mount namespace.
     holder: Option<OwnedFd>,
     init: Option<Child>,
@@ -69,7 +73,11 @@ impl Sandbox {
 }
 
 impl Shim {
-    pub(super) fn make_sandbox(&mut self, spec: &SandboxSpec) -> Result<Answered, Failure> {
+    pub(super) fn make_sandbox(
+        &mut self,
+        spec: &SandboxSpec,
+        ids: Option<&IdMap>,
+    ) -> Result<Answered, Failure> {
         if !self.sandbox.id.is_empty() {
             return Err(failure::new("sandbox", 0, "the sandbox has been made before"));
         }
@@ -82,16 +90,55 @@ impl Shim {
         flags.set(CloneFlags::CLONE_NEWIPC, spec.new_ipc);
         flags.set(CloneFlags::CLONE_NEWUTS, spec.new_uts);
         // Should a later step fail, the shim is left alone in namespaces that the next try replaces.
-        nix::sched::unshare(flags).map_err(|errno| failure::io("namespaces", "unshare", &errno.into()))?;
+        self.sandbox.user = match ids {
+            None => unshare(flags).map(|()| None)?,
+            Some(ids) => Some(self.make_owned(flags, spec, ids)?),
+        };
         if spec.new_uts && !spec.hostname.is_empty() {
             rustix::system::sethostname(spec.hostname.as_bytes()).map_err(|errno| {
                 failure::io("hostname", &format!("set {:?}", spec.hostname), &errno.into())
             })?;
         }
         let network = spec.new_net.then(own_network).transpose()?;
-        sysctl::write(&self.proc, spec)?;
+        // Those of a user namespace were written inside, but for what only the host's root may write.
+        sysctl::write(&self.proc, spec, |key| ids.is_none() || sysctl::is_of_uts(key))?;
         self.sandbox.id.clone_from(&spec.sandbox);
         Ok(Answered::Now(Reply::Sandbox, network))
+    }
+
+    /// Makes a user namespace, in it the pod's other namespaces, and joins these: the shim itself stays the host's.
+    fn make_owned(
+        &self,
+        flags: CloneFlags,
+        spec: &SandboxSpec,
+        ids: &IdMap,
+    ) -> Result<UserNamespace, Failure> {
+        let inside = || {
+            unshare(flags)?;
+            // By their root: only it may write those of IPC, and ids in values are the pod's.
+            sysctl::write(&self.proc, spec, |key| !sysctl::is_of_uts(key))
+        };
+        let join = |pidfd: BorrowedFd<'_>| {
+            let types = [
+                (spec.new_net, ThreadNameSpaceType::NETWORK),
+                (spec.new_ipc, ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION),
+                (spec.new_uts, ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME),
+            ];
+            let types = types.into_iter().filter(|(made, _)| *made).map(|(_, kind)| kind);
+            let types = types.fold(ThreadNameSpaceType::empty(), |all, kind| all | kind);
+            if types.is_empty() {
+                return Ok(());
+            }
+            move_into_thread_name_spaces(pidfd, types)
+                .map_err(|errno| failure::io("namespaces", "join the pod's namespaces", &errno.into()))
+        };
+        userns::make(self.single, &self.proc, ids, &[self.proc.as_fd()], inside, join)
+    }
+
+    /// The pod's user namespace, for a builder.
+    pub(super) fn user(&self) -> Result<Option<UserNamespace>, Failure> {
+        let copy = self.sandbox.user.as_ref().map(UserNamespace::try_clone).transpose();
+        copy.map_err(|error| failure::io("start", "duplicate a descriptor", &error))
     }
 
     pub(super) fn start_init(
@@ -105,7 +152,8 @@ impl Shim {
             return Err(failure::new("init", 0, "the sandbox has not been made, or has its holder already"));
         }
         let cgroup = given.cgroup(&start.cgroup)?;
-        let spawn = fork::holder(self.single, start.shm_size, start.shared_pid, &cgroup)?;
+        let user = self.user()?;
+        let spawn = fork::holder(self.single, start.shm_size, start.shared_pid, user, &cgroup)?;
         self.began(Owner::Holder, &spawn);
         self.sandbox.making = Some(Making { spawn: Some(spawn), init: start.shared_pid, peer, seq });
         Ok(Answered::Later)
@@ -147,6 +195,10 @@ impl Shim {
             self.tell(Fact::InitExited(status), None);
         }
     }
+}
+
+fn unshare(flags: CloneFlags) -> Result<(), Failure> {
+    nix::sched::unshare(flags).map_err(|errno| failure::io("namespaces", "unshare", &errno.into()))
 }
 
 /// The network namespace that the shim has just made, with its loopback up.

@@ -18,9 +18,15 @@ pub fn check(spec: &SandboxSpec) -> Result<(), Failure> {
     }
 }
 
-/// Writes a list that has been checked. The kernel takes the writer's namespaces for those that are meant.
-pub fn write(proc: &Proc, spec: &SandboxSpec) -> Result<(), Failure> {
-    for (key, value) in &spec.sysctls {
+/// Of the UTS namespace: only the host's root may write it, whoever owns the namespace.
+pub fn is_of_uts(key: &str) -> bool {
+    as_path(key) == "kernel/domainname"
+}
+
+/// Writes those that are `meant` of a list that has been checked. The kernel takes the writer's namespaces for those
+/// that are meant.
+pub fn write(proc: &Proc, spec: &SandboxSpec, meant: impl Fn(&str) -> bool) -> Result<(), Failure> {
+    for (key, value) in spec.sysctls.iter().filter(|(key, _)| meant(key)) {
         let path = PathBuf::from("sys").join(as_path(key));
         proc.write(&path, value.as_bytes()).map_err(|error| {
             let errno = error.errno().map_or(0, rustix::io::Errno::raw_os_error);

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::SpecError;
 
 /// JSON paths; `[]` is every element, a final `*` everything below. Who acts: builder or shim, unless it says so.
-const HONOURED: [&str; 47] = [
+const HONOURED: [&str; 51] = [
     "ociVersion",
     "root.path",
     "root.readonly",
@@ -19,6 +19,8 @@ const HONOURED: [&str; 47] = [
     "mounts[].type",
     "mounts[].source",
     "mounts[].options[]",
+    "mounts[].uidMappings[].*",
+    "mounts[].gidMappings[].*",
     "process.terminal",
     // All but the umask comes resolved, by the `user` beside the spec.
     "process.user.*",
@@ -47,6 +49,8 @@ const HONOURED: [&str; 47] = [
     "linux.resources.unified.*",
     "linux.namespaces[].type",
     "linux.namespaces[].path",
+    "linux.uidMappings[].*",
+    "linux.gidMappings[].*",
     "linux.devices[].path",
     "linux.devices[].type",
     "linux.devices[].major",

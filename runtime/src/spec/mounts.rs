@@ -2,8 +2,9 @@
 
 use oci_spec::runtime::Mount as OciMount;
 
-use super::SpecError;
+use super::{SpecError, mappings};
 use crate::build::request::{Bind, Mount, MountKind, Propagation, Tmpfs};
+use crate::protocol::IdMap;
 
 /// Mode of a tmpfs that names none, as the kernel has it.
 const TMPFS_MODE: u32 = 0o1777;
@@ -14,8 +15,34 @@ const FIXED: [(&str, &[&str]); 2] = [
     ("", &["rw", "suid", "dev", "exec", "relatime"]),
 ];
 
-pub(super) fn all(mounts: &[OciMount]) -> Result<Vec<Mount>, SpecError> {
-    mounts.iter().enumerate().map(|(i, mount)| one(&format!("mounts[{i}]"), mount)).collect()
+/// `ids`: those of the user namespace that the mounts are for.
+pub(super) fn all(mounts: &[OciMount], ids: Option<&IdMap>) -> Result<Vec<Mount>, SpecError> {
+    mounts
+        .iter()
+        .enumerate()
+        .map(|(i, asked)| {
+            let field = format!("mounts[{i}]");
+            let mount = one(&field, asked)?;
+            mapped(&field, asked, mount, ids)
+        })
+        .collect()
+}
+
+/// A mount with mappings: a volume whose owners are those of the user namespace.
+fn mapped(field: &str, asked: &OciMount, mount: Mount, ids: Option<&IdMap>) -> Result<Mount, SpecError> {
+    let found = mappings::one(field, asked.uid_mappings().as_deref(), asked.gid_mappings().as_deref())?;
+    match (found, mount.kind) {
+        (None, kind) => Ok(Mount { kind, ..mount }),
+        (Some(_), kind) if !matches!(kind, MountKind::Bind(_)) => {
+            Err(SpecError::new(format!("{field}.uidMappings"), "are built for bind mounts only"))
+        }
+        (Some(found), MountKind::Bind(bind)) if ids == Some(&found) => {
+            Ok(Mount { kind: MountKind::MappedBind(bind), ..mount })
+        }
+        (Some(_), _) => {
+            Err(SpecError::new(format!("{field}.uidMappings"), "are not those of the user namespace"))
+        }
+    }
 }
 
 fn one(field: &str, asked: &OciMount) -> Result<Mount, SpecError> {

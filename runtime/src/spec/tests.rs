@@ -104,12 +104,14 @@ fn what_is_not_built_is_refused_by_path() {
             ]}),
             "linux.seccomp",
         ),
-        ("/linux/uidMappings", json!([{"containerID": 0, "hostID": 1, "size": 1}]), "linux.uidMappings[0]"),
+        ("/linux/uidMappings", json!([{"containerID": 0, "hostID": 1, "size": 1}]), "linux.gidMappings"),
         ("/linux/mountLabel", json!("x"), "linux.mountLabel"),
         ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt.closID"),
         ("/linux/personality", json!({"domain": "LINUX"}), "linux.personality"),
         ("/linux/rootfsPropagation", json!("rshared"), "linux.rootfsPropagation"),
-        ("/linux/namespaces/0", json!({"type": "user"}), "linux.namespaces[0]"),
+        ("/linux/namespaces/0", json!({"type": "user"}), "linux.uidMappings"),
+        ("/linux/namespaces/0", json!({"type": "time"}), "linux.namespaces[0]"),
+        ("/linux/namespaces/0", json!({"type": "user", "path": "/x"}), "linux.namespaces[0]"),
         ("/linux/namespaces/0", json!({"type": "mount", "path": "/x"}), "linux.namespaces[0]"),
         ("/linux/resources/blockIO", json!({"weight": 10}), "linux.resources.blockIO.weight"),
         ("/linux/resources/memory/swappiness", json!(1), "linux.resources.memory.swappiness"),
@@ -127,7 +129,7 @@ fn what_is_not_built_is_refused_by_path() {
         (
             "/mounts/4/uidMappings",
             json!([{"containerID": 0, "hostID": 1, "size": 1}]),
-            "mounts[4].uidMappings",
+            "mounts[4].gidMappings",
         ),
     ];
     for (pointer, value, named) in table {
@@ -140,6 +142,40 @@ fn what_is_not_built_is_refused_by_path() {
         }
         let refused = build(&spec).expect_err(pointer);
         assert!(refused.field.starts_with(named), "{pointer}: {refused}");
+    }
+}
+
+#[test]
+fn one_mapping_for_the_namespace_and_its_volumes() {
+    let mapping =
+        |inside: u32, host: u32, size: u32| json!([{"containerID": inside, "hostID": host, "size": size}]);
+    let with = |uids: Value, gids: Value, of_mount: Value| {
+        let mut spec = base();
+        spec["linux"]["namespaces"][0] = json!({"type": "user"});
+        spec["linux"]["uidMappings"] = uids;
+        spec["linux"]["gidMappings"] = gids;
+        spec["mounts"][4]["uidMappings"] = of_mount.clone();
+        spec["mounts"][4]["gidMappings"] = of_mount;
+        build(&spec)
+    };
+    let whole = mapping(0, 1000, 65_536);
+    let built = with(whole.clone(), whole.clone(), whole.clone()).unwrap();
+    assert!(matches!(&built.mounts[4].kind, MountKind::MappedBind(bind) if bind.recursive));
+    assert!(matches!(&built.mounts[5].kind, MountKind::Bind(_)), "as asked: without a mapping");
+    let two = json!([{"containerID": 0, "hostID": 1, "size": 1}, {"containerID": 1, "hostID": 5, "size": 1}]);
+    let none = || json!([]);
+    let end = u32::MAX - 1;
+    for (uids, gids, of_mount, named) in [
+        (two.clone(), two, none(), "linux.uidMappings"),
+        (mapping(1, 1000, 10), mapping(1, 1000, 10), none(), "linux.uidMappings[0].containerID"),
+        (mapping(0, 1000, 0), mapping(0, 1000, 0), none(), "linux.uidMappings[0]"),
+        (mapping(0, end, 2), mapping(0, end, 2), none(), "linux.uidMappings[0]"),
+        (whole.clone(), mapping(0, 2000, 65_536), none(), "linux.gidMappings"),
+        (whole.clone(), whole.clone(), mapping(0, 1000, 65_535), "mounts[4].uidMappings"),
+        (none(), none(), whole, "linux.uidMappings"),
+    ] {
+        let refused = with(uids, gids, of_mount).expect_err(named);
+        assert_eq!(refused.field, named, "{refused}");
     }
 }
 

@@ -34,8 +34,8 @@ impl Image {
         for made in ["bin", "etc", "tmp", "proc", "sys", "dev", "home/app"] {
             fs::create_dir_all(base.join(made)).expect("directory");
         }
-        for made in ["top", "upper", "work", "target", "canary", "volume"] {
-            fs::create_dir(image.path(made)).expect("directory");
+        for made in ["layers/top", "upper", "work", "target", "canary", "volume"] {
+            fs::create_dir_all(image.path(made)).expect("directory");
         }
         fs::copy("/bin/busybox", base.join("bin/busybox")).expect("busybox-static is installed");
         for applet in APPLETS {
@@ -45,7 +45,7 @@ impl Image {
         image.put("etc/group", "root:x:0:\napp:x:1001:\nextra:x:50:app\n");
         image.put("etc/not-a-program", "x");
         fs::write(image.path("canary/file"), "untouched").expect("canary");
-        fs::write(image.path("top/from-the-upper-layer"), "").expect("file");
+        fs::write(image.path("layers/top/from-the-upper-layer"), "").expect("file");
         image
     }
 
@@ -57,7 +57,7 @@ impl Image {
     /// The lowest layer.
     pub fn base(&self) -> PathBuf {
         // A name that the overlay's option parsers would take apart.
-        self.path("base:with,odd\\name")
+        self.path("layers/base:with,odd\\name")
     }
 
     /// Something of the test.
@@ -99,7 +99,7 @@ impl Image {
         ContainerSpec {
             container: "test".to_owned(),
             rootfs: Rootfs {
-                lower: vec![self.path("top"), self.base()],
+                lower: vec![self.path("layers/top"), self.base()],
                 upper: self.path("upper"),
                 work: self.path("work"),
                 target: self.path("target"),

@@ -9,6 +9,7 @@ mod cases;
 mod filters;
 mod hostile;
 mod image;
+mod mapped;
 mod races;
 mod sharing;
 mod shim;
@@ -45,7 +46,7 @@ fn main() {
     let before = mounts();
     let mut failed = Vec::new();
     let mut count = 0;
-    let all = [cases::ALL, hostile::ALL, sharing::ALL, races::ALL, filters::ALL];
+    let all = [cases::ALL, hostile::ALL, sharing::ALL, races::ALL, filters::ALL, mapped::ALL];
     for (name, case) in all.iter().copied().flatten() {
         if filter.as_ref().is_some_and(|filter| !name.contains(filter.as_str())) {
             continue;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use cove_runtime::build::report::Report;
 use cove_runtime::build::request::{ContainerSpec, ProcessSpec};
+use cove_runtime::build::userns::UserNamespace;
 use cove_runtime::build::{self, Builder, HolderRequest, PidEntry};
 use cove_runtime::protocol::{Failure, ResolvedUser};
 use cove_runtime::wire::Wire;
@@ -31,6 +32,8 @@ pub enum Job<'a> {
     Shared(&'a ContainerSpec, Option<&'a Pod>),
     /// A further process in a container.
     Exec(&'a ProcessSpec, &'a OwnedFd),
+    /// Any of these in a pod with a user namespace.
+    Mapped(&'a UserNamespace, &'a Job<'a>),
 }
 
 /// The holder and the init of a pod.
@@ -107,17 +110,22 @@ fn begin(
     cgroups: &[PathBuf],
     terminal: Option<&OwnedFd>,
 ) -> Result<Running, Failure> {
+    let (user, job) = match job {
+        Job::Mapped(user, job) => (Some(*user), *job),
+        job => (None, job),
+    };
     let (theirs, ours) = ends();
     let (output, stdout) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     let spec = match job {
         Job::Private(spec) | Job::Held(spec, _) | Job::Shared(spec, _) => spec.to_bytes(),
         Job::Exec(spec, _) => spec.to_bytes(),
+        Job::Mapped(..) => unreachable!("a job is mapped once"),
     };
     let spec = memfd::sealed("spec", &spec).unwrap();
-    let first = matches!(job, Job::Private(_) | Job::Held(..));
+    let first = user.is_none() && matches!(job, Job::Private(_) | Job::Held(..));
     let flags = if first { CloneFlags::NEW_PID } else { CloneFlags::none() };
     let (pid, pidfd) = match cove_sys::fork(host.single, flags, None).unwrap() {
-        Forked::Child(single) => become_builder(single, theirs, spec, stdout, (job, terminal)),
+        Forked::Child(single) => become_builder(single, theirs, spec, stdout, (job, terminal, user)),
         Forked::Parent { pid, pidfd } => (Pid::from_raw(pid).unwrap(), pidfd),
     };
     drop((theirs, spec, stdout));
@@ -177,7 +185,7 @@ fn become_builder(
     theirs: Ends,
     spec: OwnedFd,
     stdout: OwnedFd,
-    (job, terminal): (&Job<'_>, Option<&OwnedFd>),
+    (job, terminal, user): (&Job<'_>, Option<&OwnedFd>, Option<&UserNamespace>),
 ) -> ! {
     let stdin = open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
     let stderr = stdout.try_clone().unwrap();
@@ -195,16 +203,19 @@ fn become_builder(
             (Some(PidEntry::Enter(copy(pod.init.as_ref().unwrap()))), Some(copy(&pod.holder)), None)
         }
         Job::Exec(_, target) => (None, None, Some(copy(target))),
+        Job::Mapped(..) => unreachable!("a job is mapped once"),
     };
+    let user = user.map(|user| user.try_clone().unwrap());
     let mut keep: Vec<_> =
         [&theirs.report, &theirs.gate0, &theirs.gate1, &spec].map(AsRawFd::as_raw_fd).into();
     keep.extend(stdio.iter().chain(&holder).chain(&target).map(AsRawFd::as_raw_fd));
     if let Some(PidEntry::Enter(init)) = &pid {
         keep.push(init.as_raw_fd());
     }
+    keep.extend(user.as_ref().map(|user| user.namespace.as_raw_fd()));
     cove_sys::close_all_except(&keep).unwrap();
     let Ends { report, gate0, gate1 } = theirs;
-    let builder = Builder { single, spec, report, gate0, gate1, stdio, terminal };
+    let builder = Builder { single, spec, report, gate0, gate1, stdio, terminal, user };
     match (pid, target) {
         (Some(pid), _) => build::create(builder, pid, holder),
         (None, Some(target)) => build::join(builder, target),
@@ -214,18 +225,37 @@ fn become_builder(
 
 /// A holder, with an init if `shared_pid`.
 pub fn pod(host: &Host, shared_pid: bool, shm_size: u64) -> Pod {
+    pod_of(host, shared_pid, shm_size, None)
+}
+
+/// The same, in a user namespace.
+pub fn pod_of(host: &Host, shared_pid: bool, shm_size: u64, user: Option<&UserNamespace>) -> Pod {
     let (theirs, ours) = ends();
-    let flags = if shared_pid { CloneFlags::NEW_PID } else { CloneFlags::none() };
-    let (pid, pidfd) = match cove_sys::fork(host.single, flags, None).unwrap() {
+    let clones = shared_pid && user.is_some();
+    let flags = if shared_pid && !clones { CloneFlags::NEW_PID } else { CloneFlags::none() };
+    let (mut pid, mut pidfd) = match cove_sys::fork(host.single, flags, None).unwrap() {
         Forked::Child(single) => {
             let Ends { report, gate0, gate1 } = theirs;
-            cove_sys::close_all_except(&[report.as_raw_fd(), gate0.as_raw_fd(), gate1.as_raw_fd()]).unwrap();
-            build::holder(HolderRequest { single, gate0, report, gate1, shm_size, init: shared_pid })
+            let user = user.map(|user| user.try_clone().unwrap());
+            let mut keep: Vec<_> = [&report, &gate0, &gate1].map(AsRawFd::as_raw_fd).into();
+            keep.extend(user.as_ref().map(|user| user.namespace.as_raw_fd()));
+            cove_sys::close_all_except(&keep).unwrap();
+            build::holder(HolderRequest { single, gate0, report, gate1, shm_size, init: shared_pid, user })
         }
         Forked::Parent { pid, pidfd } => (Pid::from_raw(pid).unwrap(), pidfd),
     };
     drop(theirs);
     rustix::io::write(&ours.gate0, b"1").unwrap();
+    if clones {
+        match hear(&ours) {
+            Some(Report::Cloned(cloned)) => {
+                assert_eq!(wait(pid), 0, "the builder ends well");
+                pid = Pid::from_raw(cloned.pid).unwrap();
+                pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+            }
+            other => panic!("{other:?}, not a clone"),
+        }
+    }
     match hear(&ours) {
         Some(Report::Ready) => {}
         other => panic!("{other:?}, not ready"),

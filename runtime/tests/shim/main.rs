@@ -213,7 +213,7 @@ fn cove_killed(pid: i32) {
 
 #[test]
 fn cgroup_v2_does_the_same() {
-    let (mut pod, _) = Pod::of(true, true);
+    let (mut pod, _) = Pod::of(true, true, None);
     let first = pod.start(PidMode::Pod, "exec sleep 1000");
     let (started, _) = pod.daemon.started();
     assert_eq!(pod.members(&first), [started.pid]);
@@ -237,6 +237,49 @@ fn cgroup_v2_does_the_same() {
     pod.daemon.done(Request::Signal(Signal { container: hung, signal: 9 }), &[]);
     // Frozen in v2 is not frozen against SIGKILL.
     assert!(matches!(pod.daemon.fact().0.fact, Fact::StartFailed(_)));
+    pod.shut_down();
+}
+
+#[test]
+fn a_pod_has_a_user_namespace_of_its_own() {
+    let ids = IdMap { host: 1_000_000, size: 65_536 };
+    for shared_pid in [true, false] {
+        let (mut pod, init) = Pod::of(shared_pid, false, Some(ids.clone()));
+        assert_eq!(init.is_some(), shared_pid);
+        let modes = if shared_pid { &[PidMode::Pod, PidMode::Private][..] } else { &[PidMode::Private] };
+        for (n, mode) in (0..).zip(modes) {
+            let id = pod
+                .start(mode.clone(), "hostname; cat /proc/self/uid_map /proc/self/gid_map; exec sleep 1000");
+            let (started, _) = pod.daemon.started();
+            until("its output", || pod.output(&id, "stdout").lines().count() == 3);
+            let map = format!("{:>10} {:>10} {:>10}\n", 0, ids.host, ids.size);
+            assert_eq!(pod.output(&id, "stdout"), format!("web-0\n{map}{map}"));
+            let of = |pid: u32, name: &str| fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap();
+            let (container, shim) = (started.pid.cast_unsigned(), pod.process.id());
+            assert_ne!(of(container, "user"), of(shim, "user"), "the shim stays the host's");
+            for name in ["net", "ipc", "uts"] {
+                assert_eq!(of(container, name), of(shim, name), "{name}");
+            }
+            let [mut out, mut err] = pod.exec(n, &id, true, "cat /proc/self/uid_map; id -u");
+            assert_eq!((text(&mut out), text(&mut err)), (format!("{map}0\n"), String::new()));
+            let ended = [pod.daemon.fact(), pod.daemon.fact()].map(|(event, _)| event.fact);
+            assert!(matches!(&ended[1], Fact::ExecExited(exited) if exited.status.code == 0), "{ended:?}");
+        }
+        pod.shut_down();
+    }
+    let mut pod = Pod::bare();
+    pod.daemon.hello(1);
+    let wrong = UserSandbox { sandbox: pod.sandbox(), ids: IdMap { host: u32::MAX, size: 2 } };
+    assert_eq!(pod.daemon.refused(Request::MakeUserSandbox(wrong), &[]).step, "userns");
+    // Those of IPC are for the pod's root alone to write, the domain name for the host's.
+    let mut spec = pod.sandbox();
+    for (key, value) in
+        [("kernel.shm_rmid_forced", "1"), ("kernel.domainname", "lan"), ("fs.mqueue.msg_max", "11")]
+    {
+        spec.sysctls.push((key.into(), value.into()));
+    }
+    let whole = UserSandbox { sandbox: spec, ids };
+    assert_eq!(pod.daemon.ask(Request::MakeUserSandbox(whole), &[]).0, Reply::Sandbox, "{}", pod.said());
     pod.shut_down();
 }
 

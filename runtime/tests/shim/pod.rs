@@ -212,6 +212,7 @@ pub struct Pod {
     pub cgroups: Vec<Cgroups>,
     containers: u32,
     v2: bool,
+    ids: Option<IdMap>,
 }
 
 impl Pod {
@@ -235,20 +236,25 @@ impl Pod {
             .spawn()
             .unwrap();
         let daemon = Daemon::connect(&path);
-        Self { daemon, process, directory, cgroups: Vec::new(), containers: 0, v2: false }
+        Self { daemon, process, directory, cgroups: Vec::new(), containers: 0, v2: false, ids: None }
     }
 
     /// A sandbox with namespaces of its own, its holder, and with `shared_pid` its init.
     pub fn new(shared_pid: bool) -> (Self, Option<OwnedFd>) {
-        Self::of(shared_pid, false)
+        Self::of(shared_pid, false, None)
     }
 
-    /// The same, with cgroups of v2 if asked.
-    pub fn of(shared_pid: bool, v2: bool) -> (Self, Option<OwnedFd>) {
+    /// The same, with cgroups of v2 or a user namespace if asked.
+    pub fn of(shared_pid: bool, v2: bool, ids: Option<IdMap>) -> (Self, Option<OwnedFd>) {
         let mut pod = Self::bare();
-        pod.v2 = v2;
+        (pod.v2, pod.ids) = (v2, ids);
         assert_eq!(pod.daemon.hello(1).sandbox, "");
-        let (reply, network) = pod.daemon.ask(Request::MakeSandbox(pod.sandbox()), &[]);
+        let sandbox = pod.sandbox();
+        let request = match pod.ids.clone() {
+            None => Request::MakeSandbox(sandbox),
+            Some(ids) => Request::MakeUserSandbox(UserSandbox { sandbox, ids }),
+        };
+        let (reply, network) = pod.daemon.ask(request, &[]);
         assert_eq!(reply, Reply::Sandbox);
         assert!(network.is_some());
         let name = format!("cove-shim-test-{}-init", pod.process.id());
@@ -368,14 +374,20 @@ impl Pod {
 
     fn container(&self, id: &str, process: ProcessSpec) -> ContainerSpec {
         let base = self.directory.path().join(id);
-        for name in ["lower/bin", "lower/proc", "lower/dev/shm", "lower/tmp", "upper", "work", "target"] {
+        for name in ["bin", "proc", "dev/shm", "tmp"].map(|name| format!("layers/lower/{name}")) {
             fs::create_dir_all(base.join(name)).unwrap();
         }
-        fs::copy("/bin/busybox", base.join("lower/bin/busybox")).unwrap();
+        for name in ["upper", "work", "target"] {
+            fs::create_dir_all(base.join(name)).unwrap();
+        }
+        if let Some(ids) = &self.ids {
+            std::os::unix::fs::chown(base.join("upper"), Some(ids.host), Some(ids.host)).unwrap();
+        }
+        fs::copy("/bin/busybox", base.join("layers/lower/bin/busybox")).unwrap();
         for name in
             ["sh", "sleep", "cat", "echo", "hostname", "id", "dd", "ls", "head", "true", "kill", "setsid"]
         {
-            std::os::unix::fs::symlink("busybox", base.join("lower/bin").join(name)).unwrap();
+            std::os::unix::fs::symlink("busybox", base.join("layers/lower/bin").join(name)).unwrap();
         }
         let mount = |destination: &str, kind| Mount {
             destination: destination.into(),
@@ -389,7 +401,7 @@ impl Pod {
         ContainerSpec {
             container: id.to_owned(),
             rootfs: Rootfs {
-                lower: vec![base.join("lower")],
+                lower: vec![base.join("layers/lower")],
                 upper: base.join("upper"),
                 work: base.join("work"),
                 target: base.join("target"),
