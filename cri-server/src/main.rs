@@ -60,6 +60,9 @@ fn serve(file: Option<&Path>) -> Result<(), Box<dyn Error>> {
     let config = Config::load(file)?;
     logging::start(&config.log)?;
     host::check(&config)?;
+    if !cove_runtime::allocator::keep_small() {
+        tracing::warn!("the allocator takes no limit of its arenas: the daemon will use more memory");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
     runtime.block_on(run(config))
 }

@@ -4,6 +4,8 @@
 //! (feature `lib`), the shim is its own binary (feature `shim`).
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "lib")]
+pub mod allocator;
 pub mod build;
 #[cfg(feature = "lib")]
 pub mod cgroup;

@@ -1,8 +1,8 @@
 //! Records on disk: versioned, checksummed JSON, written whole or not at all.
 //!
 //! A record is one line of header, `cove-record VERSION SHA256`, and a JSON document that a person can read. It is
-//! written to a temporary name and renamed over the old one. Not synced unless asked for: after a power loss every
-//! container is dead anyway, and a record that is not whole is found out by its checksum.
+//! written to a temporary name and takes the old one's place in one step. Not synced unless asked for: after a power
+//! loss every container is dead anyway, and a record that is not whole is found out by its checksum.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
@@ -77,7 +79,7 @@ pub fn write<T: Serialize>(path: &Path, value: &T, durability: Durability) -> Re
         Durability::Renamed => Ok(()),
         Durability::Synced => file.sync_data(),
     });
-    let placed = written.and_then(|()| fs::rename(&temporary, path));
+    let placed = written.and_then(|()| place(&temporary, path));
     if let Err(source) = placed {
         // What is left of a write that failed (a full disk) is of no use; the record before it stands.
         let _ = fs::remove_file(&temporary);
@@ -87,6 +89,21 @@ pub fn write<T: Serialize>(path: &Path, value: &T, durability: Durability) -> Re
         sync_parent(path).map_err(io("sync"))?;
     }
     Ok(())
+}
+
+/// Gives a written record its name. Where there is an older one the two change names and the older is removed: a rename
+/// over a file makes ext4 write the new one's data to disk at once (ext4(5), auto_da_alloc), milliseconds on a busy disk.
+fn place(temporary: &Path, path: &Path) -> io::Result<()> {
+    match renameat_with(CWD, temporary, CWD, path, RenameFlags::EXCHANGE) {
+        // A left-over of the older record is of no use, and the next write takes its name.
+        Ok(()) => {
+            let _ = fs::remove_file(temporary);
+            Ok(())
+        }
+        // No older one; or a file system that cannot exchange names (renameat2(2)).
+        Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => fs::rename(temporary, path),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Reads a record; none if there is no such file. Blocking.

@@ -1,13 +1,15 @@
 //! Figures of Cove beside containerd with runc, driven by the same client in the same run. Ratios are what counts:
 //! machines differ.
 //!
-//! `bench [--quick] [--rounds N] [--json FILE]`. Rounds of both take turns, so that a busy moment hits both.
+//! `bench [--quick] [--rounds N] [--steps] [--json FILE]`. Rounds of both take turns, so that a busy moment hits both.
+//! `--steps` prints what each step of Cove's took, p50.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::large_futures,
     reason = "requests with every field of a pod are large, and nobody counts here"
 )]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -46,6 +48,7 @@ struct Side {
     cri: Cri,
     daemon: u32,
     times: [Vec<Duration>; 3],
+    steps: BTreeMap<String, Vec<Duration>>,
     helpers: f64,
     memory: f64,
 }
@@ -66,7 +69,8 @@ async fn run() -> Outcome {
     };
     let keep = tempfile::Builder::new().prefix("cove-bench-").tempdir()?;
     let settings = Saved::now()?;
-    let outcome = measure(keep.path(), rounds).await;
+    let steps = arguments.iter().any(|argument| argument == "--steps");
+    let outcome = measure(keep.path(), rounds, steps).await;
     settings.restore()?;
     let rows = outcome?;
     for row in &rows {
@@ -89,7 +93,7 @@ async fn run() -> Outcome {
     Ok(())
 }
 
-async fn measure(directory: &Path, rounds: usize) -> Outcome<Vec<Value>> {
+async fn measure(directory: &Path, rounds: usize, steps: bool) -> Outcome<Vec<Value>> {
     let registry = Registry::start(&directory.join("registry"))?;
     let config = json!({"Env": ["PATH=/bin"], "Entrypoint": ["sleep", "1000000"]});
     let pause = registry.push("bench/pause", "1", &image::build(vec![image::busybox()?], config)?)?;
@@ -122,6 +126,9 @@ async fn measure(directory: &Path, rounds: usize) -> Outcome<Vec<Value>> {
         for side in &mut sides {
             side.weigh(directory, &reference).await?;
         }
+        if steps {
+            sides[0].print_steps();
+        }
         Ok(rows(&sides))
     }
     .await;
@@ -142,7 +149,15 @@ fn cache() -> PathBuf {
 
 impl Side {
     fn new(name: &'static str, cri: Cri, daemon: u32) -> Self {
-        Self { name, cri, daemon, times: Default::default(), helpers: 0.0, memory: 0.0 }
+        Self {
+            name,
+            cri,
+            daemon,
+            times: Default::default(),
+            steps: BTreeMap::new(),
+            helpers: 0.0,
+            memory: 0.0,
+        }
     }
 
     async fn pull(&mut self, reference: &str) -> Outcome {
@@ -183,6 +198,9 @@ impl Side {
         let began = Instant::now();
         let (sandbox, container) = self.pod(directory, reference, &format!("round-{round}")).await?;
         self.times[0].push(began.elapsed());
+        if self.name == "cove" {
+            self.note_steps(&sandbox, &container).await?;
+        }
         for _ in 0..EXECS {
             let began = Instant::now();
             let request =
@@ -194,6 +212,31 @@ impl Side {
         self.remove(&sandbox, Some(&container)).await?;
         self.times[2].push(began.elapsed());
         Ok(())
+    }
+
+    /// What the steps of the pod and of its container took, as the daemon tells it.
+    async fn note_steps(&mut self, sandbox: &str, container: &str) -> Outcome {
+        let runtime = &mut self.cri.runtime;
+        let request = PodSandboxStatusRequest { pod_sandbox_id: sandbox.into(), verbose: true };
+        let of_sandbox = runtime.pod_sandbox_status(request).await?.into_inner().info;
+        let request = ContainerStatusRequest { container_id: container.into(), verbose: true };
+        let of_container = runtime.container_status(request).await?.into_inner().info;
+        for (name, info) in [("run", of_sandbox), ("container", of_container)] {
+            let info: Value = serde_json::from_str(info.get("info").ok_or("no info")?)?;
+            for (place, step) in info["steps"].as_array().ok_or("no steps")?.iter().enumerate() {
+                let key = format!("{name} {place:02} {}", step["step"].as_str().unwrap_or_default());
+                let time =
+                    Duration::from_secs_f64(step["milliseconds"].as_f64().unwrap_or_default() / 1000.0);
+                self.steps.entry(key).or_default().push(time);
+            }
+        }
+        Ok(())
+    }
+
+    fn print_steps(&self) {
+        for (step, times) in &self.steps {
+            println!("{step:<28} {:>10.3} ms, p95 {:.3}", percentile(times, 50), percentile(times, 95));
+        }
     }
 
     async fn remove(&mut self, sandbox: &str, container: Option<&str>) -> Outcome {

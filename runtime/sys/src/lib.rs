@@ -11,7 +11,7 @@ mod signal;
 
 pub use clone::{CloneFlags, Forked, SingleThreaded, fork};
 pub use fds::{close_all_except, inherited};
-pub use memory::trim;
+pub use memory::{limit_arenas, trim};
 pub use mount::{MountAttr, mount_setattr};
 pub use process::{exit_now, join_session_keyring};
 pub use seccomp::set_filter;
