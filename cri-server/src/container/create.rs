@@ -181,7 +181,7 @@ async fn make(
     drop(lease);
     node.containers.insert(container.id().to_owned(), Arc::clone(&container));
     let made = match steps.whole("record", record(&container, prepared)).await {
-        Ok(()) => commit(&container, making, &mut steps, owner.is_wanted()).await,
+        Ok(()) => commit(&container, making, &mut steps, owner).await,
         Err(error) => Err(error),
     };
     match made {
@@ -262,7 +262,7 @@ async fn commit(
     container: &Arc<Container>,
     making: Making,
     steps: &mut Steps,
-    wanted: bool,
+    owner: &Owner<ContainerKey, ContainerConfig>,
 ) -> Result<(), Error> {
     let times = steps.times().to_vec();
     steps
@@ -274,7 +274,9 @@ async fn commit(
                 step: "commit",
             })?;
             container.want(move |state| state.steps = times).await;
-            container.record(ContainerFact::Created { claimed: wanted }, "it can be created once").await
+            // Looked at last: who has left by now is not there to be given it, and it must not be listed.
+            let claimed = owner.is_wanted();
+            container.record(ContainerFact::Created { claimed }, "it can be created once").await
         })
         .await
 }
