@@ -11,11 +11,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cove_runtime::process;
-use cove_runtime::protocol::{self, Event, ExitStatus, Fact, Failure, Hello, Message, Reply, Request};
+use cove_runtime::protocol::{
+    self, Event, ExitStatus, Fact, Failure, Hello, HelloReply, Message, Reply, Request,
+};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::ProcessId;
 use super::connection::{Answered, Connection};
@@ -23,6 +25,8 @@ use crate::error::Error;
 
 /// Between two tries to reach a shim whose connection was lost: it lives, so it will listen again.
 const RECONNECT: Duration = Duration::from_millis(200);
+/// The longest between two tries to reach one that refuses this daemon.
+const RECONNECT_REFUSED: Duration = Duration::from_secs(10);
 /// How long a process may take from closing its socket to being gone.
 const EXIT_GRACE: Duration = Duration::from_secs(1);
 
@@ -95,6 +99,7 @@ impl Shim {
 
     /// Keeps the connection up while the shim lives, and hands its facts to `facts` in order. Ends with the shim.
     pub async fn attend(self: Arc<Self>, facts: mpsc::Sender<ShimEvent>) {
+        let mut pause = RECONNECT;
         loop {
             let over = self.session(&facts).await;
             self.link.send_replace(None);
@@ -102,10 +107,23 @@ impl Shim {
             if self.wait_gone(EXIT_GRACE).await {
                 break;
             }
-            if let Err(error) = over {
-                tracing::debug!(sandbox = self.sandbox, %error, "connection to the shim was lost");
+            match over {
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                    // It will say the same the next time; what it holds is left to a daemon that it obeys.
+                    if pause == RECONNECT {
+                        tracing::error!(sandbox = self.sandbox, %error, "the shim does not work for this daemon: its containers go on and can be stopped and removed, and no more");
+                    }
+                    pause = (pause * 2).min(RECONNECT_REFUSED);
+                }
+                Err(error) => {
+                    tracing::debug!(sandbox = self.sandbox, %error, "connection to the shim was lost");
+                    pause = RECONNECT;
+                }
+                Ok(()) => pause = RECONNECT,
             }
-            sleep(RECONNECT).await;
+            if self.wait_gone(pause).await {
+                break;
+            }
         }
         // A receiver that is gone does not want to know.
         let _ = facts.send(ShimEvent::Gone).await;
@@ -117,12 +135,22 @@ impl Shim {
         let reply = connection.send(hello, &[]).await?;
         let ready = async {
             match reply.await {
+                Ok((Reply::Hello(HelloReply { protocol, build, .. }), _))
+                    if protocol == 0 || protocol > protocol::PROTOCOL =>
+                {
+                    let known = protocol::PROTOCOL;
+                    let reason =
+                        format!("build {build} speaks protocol {protocol}; this daemon knows {known}");
+                    Err(io::Error::new(io::ErrorKind::Unsupported, reason))
+                }
                 Ok((Reply::Hello(hello), _)) => {
                     tracing::debug!(sandbox = self.sandbox, build = hello.build, "shim answers");
                     self.link.send_replace(Some(Arc::clone(&connection)));
                     Ok(())
                 }
-                Ok((Reply::Failed(failure), _)) => Err(io::Error::other(failure.detail)),
+                Ok((Reply::Failed(failure), _)) => {
+                    Err(io::Error::new(io::ErrorKind::Unsupported, failure.detail))
+                }
                 Ok(_) => Err(io::Error::other("the shim answered Hello with something else")),
                 Err(_) => Err(io::Error::from(io::ErrorKind::ConnectionReset)),
             }
