@@ -31,6 +31,23 @@ impl Network {
         }
     }
 
+    /// What a pod was given, as the kernel shows it: for one whose record cannot be read. Needs no network that was
+    /// started. Blocking.
+    pub fn find(
+        instance: &str,
+        config: &config::Network,
+        sandbox: &str,
+        ports: &[PortMapping],
+    ) -> Result<Option<Attachment>, Error> {
+        match config.mode {
+            NetworkMode::None => Ok(None),
+            NetworkMode::Builtin => {
+                let ports: Vec<HostPort> = ports.iter().map(host_port).collect();
+                Ok(Builtin::find(instance, sandbox, &ports)?)
+            }
+        }
+    }
+
     /// Takes over the attachments of the records. Blocking.
     pub fn adopt<'a>(&self, attachments: impl IntoIterator<Item = &'a Attachment>) -> Result<(), Error> {
         match self {

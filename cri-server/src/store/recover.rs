@@ -55,8 +55,14 @@ fn prepare(node: &Arc<Node>) -> Result<read::Found, Error> {
     node.cgroups.make_shims()?;
     let launcher = Launcher::open(&program, node.cgroups.clone(), generation)?;
     let found = read::read(node, restarted)?;
-    let attachments: Vec<_> =
-        node.sandboxes.all().values().filter_map(|sandbox| sandbox.attachment()).collect();
+    // After a restart of the host nothing of any is there: their addresses and ports are free, also for the same pods.
+    let set_aside = found.quarantined.iter().filter_map(|object| object.attachment.clone()).map(Arc::new);
+    let attachments: Vec<_> = if restarted {
+        Vec::new()
+    } else {
+        let sandboxes = node.sandboxes.all();
+        sandboxes.values().filter_map(|sandbox| sandbox.attachment()).chain(set_aside).collect()
+    };
     let used: Vec<IpAddr> = attachments.iter().flat_map(|attachment| attachment.addresses.clone()).collect();
     let network = Network::start(&config.instance, &config.network, &used)?;
     network.adopt(attachments.iter().map(AsRef::as_ref))?;
@@ -82,6 +88,19 @@ fn mark(state: &Path) -> Result<bool, Error> {
     }
 }
 
+/// Makes room for a record in place of one that cannot be read. The old one stays beside it for people to look at, and goes
+/// with its object.
+fn put_by(path: &Path) {
+    let target = path.with_extension("unreadable");
+    let moved = store::remove_tree(&target).and_then(|()| {
+        std::fs::rename(path, &target)
+            .map_err(|error| Error::system("put by record", path.display().to_string(), error))
+    });
+    if let Err(error) = moved {
+        tracing::warn!(%error, "what is found out instead of it may not be kept");
+    }
+}
+
 /// The number of this daemon's life. A record that cannot be read is replaced: the time is higher than any count.
 fn next_generation(state: &Path) -> Result<u64, Error> {
     let path = state.join(GENERATION);
@@ -89,6 +108,7 @@ fn next_generation(state: &Path) -> Result<u64, Error> {
         Ok(number) => number.unwrap_or(0),
         Err(error) => {
             tracing::warn!(%error, "the count of daemons is lost and begins at the time");
+            put_by(&path);
             std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs())
         }
     };

@@ -80,6 +80,15 @@ pub(super) fn doom(name: &str, addresses: &[IpAddr], group: u32) -> Result<(), N
     host.run(requests).map(drop)
 }
 
+/// The pod's addresses behind a host end, as [`attach`] gave them: IPv4 first. None where there is no such link.
+pub(super) fn addresses(name: &str) -> Result<Vec<IpAddr>, NetworkError> {
+    let host = Netlink::here()?;
+    match indexes(&host.run(vec![Request { done: &[Errno::NODEV], ..find(name) }])?) {
+        Some((index, _)) => route::destinations(&host, index),
+        None => Ok(Vec::new()),
+    }
+}
+
 /// Removes every pair of a group; addresses and routes go with it, in both namespaces.
 pub(super) fn remove_doomed(group: u32) -> Result<(), NetworkError> {
     let mut all = LinkMessage::default();

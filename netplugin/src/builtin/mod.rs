@@ -97,6 +97,21 @@ impl Builtin {
         Ok(Self { instance: instance.to_owned(), link_prefix, reaper, leases: Mutex::new(leases) })
     }
 
+    /// What a pod seems to have been given, as the kernel shows it: for one whose record cannot be read. None where no
+    /// address leads to it. Host ports cannot be seen there; `ports` are those that it asked for. Needs no `start`.
+    ///
+    /// # Errors
+    /// The kernel's refusal to list its routes.
+    pub fn find(
+        instance: &str,
+        sandbox: &str,
+        ports: &[HostPort],
+    ) -> Result<Option<Attachment>, NetworkError> {
+        let host_link = name::link(&name::prefix(instance), sandbox)?;
+        let addresses = link::addresses(&host_link)?;
+        Ok((!addresses.is_empty()).then(|| Attachment { host_link, addresses, ports: ports.to_vec() }))
+    }
+
     /// Takes over the attachments of the records after `start`: their addresses and host ports have owners again, and
     /// host ports that somebody wiped (`nft flush ruleset`) are written again, in one transaction.
     ///

@@ -140,6 +140,27 @@ fn removals(netlink: &Netlink, metric: u32) -> Result<Vec<Request>, NetworkError
     Ok(requests)
 }
 
+/// Where the routes of ours lead that go to single addresses by this link, IPv4 first.
+pub(super) fn destinations(netlink: &Netlink, link: u32) -> Result<Vec<IpAddr>, NetworkError> {
+    let mut found = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut all = RouteMessage::default();
+        all.header.address_family = family;
+        for answer in netlink.dump(RouteNetlinkMessage::GetRoute(all))? {
+            let RouteNetlinkMessage::NewRoute(route) = answer else { continue };
+            if route.header.protocol != PROTOCOL || !route.attributes.contains(&RouteAttribute::Oif(link)) {
+                continue;
+            }
+            found.extend(route.attributes.iter().filter_map(|attribute| match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(IpAddr::from(*address)),
+                RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::from(*address)),
+                _ => None,
+            }));
+        }
+    }
+    Ok(found)
+}
+
 /// A route as it was listed, or made.
 pub(super) fn remove(listed: RouteMessage) -> Request {
     let mut route = RouteMessage::default();

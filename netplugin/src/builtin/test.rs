@@ -54,7 +54,11 @@ impl Host {
         let id: String = id.chars().rev().collect();
         let attachment = network.lease(&id, ports).unwrap();
         self.attached.lock().unwrap().push(attachment.clone());
+        assert_eq!(Builtin::find(&network.instance, &id, ports).unwrap(), None);
         network.attach(netns.as_fd(), &attachment).unwrap();
+        let mut found = Builtin::find(&network.instance, &id, ports).unwrap().unwrap();
+        found.addresses.sort_by_key(|address| attachment.addresses.iter().position(|known| known == address));
+        assert_eq!(found, attachment, "what the kernel shows");
         Pod { netns, attachment, served: Mutex::default() }
     }
 }

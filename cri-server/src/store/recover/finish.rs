@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::read::Found;
+use super::read::{Found, Quarantined};
 use crate::blocking;
 use crate::container;
 use crate::container::live::Container;
@@ -48,20 +48,21 @@ fn is_unfinished(state: &ContainerState) -> bool {
 
 /// Begins everything that is left to do, one task a sandbox: a shim or a network that hangs holds up nobody else.
 pub(super) fn finish(node: &Arc<Node>, left: Vec<Left>, found: Found) {
+    let restarted = found.restarted;
     for left in left {
         let owner = Arc::clone(node);
         node.tasks.spawn(async move {
             let progress = owner.operations.begin(RECOVER, left.sandbox.id());
-            if let Err(error) = one(&owner, &left, &progress).await {
+            if let Err(error) = one(&owner, &left, &progress, restarted).await {
                 tracing::error!(sandbox = left.sandbox.id(), %error, "recovery of the sandbox is not complete");
             }
         });
     }
-    for id in found.quarantined {
+    for object in found.quarantined {
         let owner = Arc::clone(node);
         node.tasks.spawn(async move {
-            if let Err(error) = sweep(&owner, &id).await {
-                tracing::error!(id, %error, "what is left of an unreadable object could not be removed");
+            if let Err(error) = sweep(&owner, &object).await {
+                tracing::error!(id = object.id, %error, "what is left of an unreadable object could not be removed");
             }
         });
     }
@@ -69,7 +70,7 @@ pub(super) fn finish(node: &Arc<Node>, left: Vec<Left>, found: Found) {
     node.empty_trash(trash);
 }
 
-async fn one(node: &Arc<Node>, left: &Left, progress: &Arc<Progress>) -> Result<(), Error> {
+async fn one(node: &Arc<Node>, left: &Left, progress: &Arc<Progress>, restarted: bool) -> Result<(), Error> {
     let Left { sandbox, state, unfinished } = left;
     progress.enter("containers");
     // A container that could not be removed must not keep the others of its pod from being attended.
@@ -82,6 +83,11 @@ async fn one(node: &Arc<Node>, left: &Left, progress: &Arc<Progress>) -> Result<
         teardown(node, sandbox).await?;
         removed?;
         return sandbox::remove::erase(node, sandbox).await;
+    }
+    if restarted && !state.down {
+        // Nothing of it is in the kernel any more; what is elsewhere (an address at a plugin's) is given back.
+        progress.enter("teardown");
+        teardown(node, sandbox).await?;
     }
     progress.enter("adopt");
     adopt(node, sandbox).await?;
@@ -154,7 +160,8 @@ fn unfinished_stops(node: &Arc<Node>, sandbox: &Arc<Sandbox>) {
 }
 
 /// What is in the kernel of an object whose identity cannot be read, found by the id in its names.
-async fn sweep(node: &Arc<Node>, id: &str) -> Result<(), Error> {
+async fn sweep(node: &Arc<Node>, object: &Quarantined) -> Result<(), Error> {
+    let id = object.id.as_str();
     let config = node.config.load_full();
     let (cgroups, name) = (node.cgroups.clone(), id.to_owned());
     if let Some(process) = blocking::run(move || shim::find(&cgroups, &name)).await? {
@@ -174,8 +181,14 @@ async fn sweep(node: &Arc<Node>, id: &str) -> Result<(), Error> {
         sandbox::teardown::remove_directory(&run)
     })
     .await?;
+    if let Some(attachment) = &object.attachment {
+        node.network()?.detach(attachment.clone()).await?;
+    }
+    if let Some(cgroup) = &object.cgroup {
+        node.cgroups.remove(cgroup).await?;
+    }
     // A sandbox's own parent, or a container's leaf below one of those that are known. Where the kubelet's parent of an
-    // unreadable sandbox was, no record says.
+    // unreadable sandbox was, only its containers' records say.
     node.cgroups.remove(&config.cgroup_parent.join(id)).await?;
     for sandbox in node.sandboxes.all().values() {
         node.cgroups.remove(&sandbox.identity.cgroup.join(id)).await?;

@@ -6,11 +6,14 @@ use std::sync::Arc;
 
 use cove_netplugin::builtin::Attachment;
 
+use super::put_by;
 use crate::container::live::Container;
 use crate::container::record::{ContainerIdentity, Places as ContainerPlaces};
 use crate::container::state::{ContainerFact, ContainerState, Stage as ContainerStage};
 use crate::error::Error;
+use crate::network::Network;
 use crate::node::Node;
+use crate::sandbox::config::PortMapping;
 use crate::sandbox::live::Sandbox;
 use crate::sandbox::record::{Places, SandboxIdentity};
 use crate::sandbox::state::{SandboxFact, SandboxState, Stage};
@@ -25,10 +28,21 @@ const QUARANTINE: &str = "quarantine";
 pub(super) struct Found {
     /// The host was restarted: nothing of the records is in the kernel.
     pub restarted: bool,
-    /// Ids of sandboxes and containers whose identity cannot be read.
-    pub quarantined: Vec<String>,
+    /// Sandboxes and containers whose identity cannot be read.
+    pub quarantined: Vec<Quarantined>,
     /// Containers among them: what images they need is not known.
     pub unreadable_containers: usize,
+}
+
+/// An object that nobody can use, and what is known of it all the same.
+#[derive(Debug)]
+pub(super) struct Quarantined {
+    /// Its id.
+    pub id: String,
+    /// What the network gave a sandbox.
+    pub attachment: Option<Attachment>,
+    /// Of a container whose sandbox is unknown.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// Reads everything. Blocking.
@@ -47,7 +61,12 @@ pub(super) fn read(node: &Arc<Node>, restarted: bool) -> Result<Found, Error> {
                 }
                 node.sandboxes.insert(id, sandbox);
             }
-            Err(error) => set_aside(&root, "sandboxes", id, &error, &mut found),
+            Err(error) => {
+                let aside = set_aside(&root, "sandboxes", &id, &error);
+                let read = store::read(&aside.join("attachment.json")).ok().flatten();
+                let attachment = read.or_else(|| attachment_in_kernel(node, &id, &[]));
+                found.quarantined.push(Quarantined { id, attachment, cgroup: None });
+            }
         }
     }
     for id in ids(&root.join("containers"), None)? {
@@ -55,7 +74,10 @@ pub(super) fn read(node: &Arc<Node>, restarted: bool) -> Result<Found, Error> {
             Ok(container) => restore(node, &container),
             Err(error) => {
                 found.unreadable_containers += 1;
-                set_aside(&root, "containers", id, &error, &mut found);
+                let aside = set_aside(&root, "containers", &id, &error);
+                let identity = store::read::<ContainerIdentity>(&aside.join("identity.json")).ok().flatten();
+                let cgroup = identity.filter(|identity| identity.id == id).map(|identity| identity.cgroup);
+                found.quarantined.push(Quarantined { id, attachment: None, cgroup });
             }
         }
     }
@@ -75,7 +97,10 @@ fn ids(directory: &Path, run: Option<&Path>) -> Result<Vec<String>, Error> {
             if was_never_recorded(&path) {
                 // This one first: the other is what it is found by.
                 for path in run.map(|run| run.join(id)).iter().chain([&path]) {
-                    store::remove_tree(path)?;
+                    if let Err(error) = store::remove_tree(path) {
+                        tracing::warn!(%error, "what was never finished is left on disk");
+                        break;
+                    }
                 }
             } else {
                 ids.push(id.to_owned());
@@ -90,12 +115,22 @@ fn was_never_recorded(path: &Path) -> bool {
         .is_ok_and(|entries| entries.flatten().all(|entry| entry.file_name() == store::UNFINISHED_IDENTITY))
 }
 
-fn set_aside(root: &Path, kind: &str, id: String, error: &RecordError, found: &mut Found) {
+/// Moves an object's directory out of the way, and says where it is now.
+fn set_aside(root: &Path, kind: &str, id: &str, error: &RecordError) -> PathBuf {
     let target = root.join(QUARANTINE).join(format!("{kind}-{id}"));
     let moved = fs::create_dir_all(root.join(QUARANTINE))
-        .and_then(|()| fs::rename(root.join(kind).join(&id), &target));
+        .and_then(|()| fs::rename(root.join(kind).join(id), &target));
     tracing::error!(id, %error, ?moved, quarantine = %target.display(), "record is set aside");
-    found.quarantined.push(id);
+    target
+}
+
+/// What the kernel shows of a sandbox's attachment, where no record tells it.
+fn attachment_in_kernel(node: &Node, id: &str, ports: &[PortMapping]) -> Option<Attachment> {
+    let config = node.config.load();
+    Network::find(&config.instance, &config.network, id, ports).unwrap_or_else(|error| {
+        tracing::error!(sandbox = id, %error, "what the network gave this sandbox is not known any more");
+        None
+    })
 }
 
 /// Writes down what was found out, so that it need not be found out again; the marker of a restart, for one, is seen
@@ -122,8 +157,13 @@ fn sandbox(node: &Arc<Node>, id: &str, restarted: bool) -> Result<Arc<Sandbox>, 
         return Err(RecordError::Corrupt { path: places.identity(), reason });
     }
     let attachment: Option<Attachment> = store::read(&places.attachment()).unwrap_or_else(|error| {
-        tracing::error!(sandbox = id, %error, "what the network gave this sandbox is not known any more");
-        None
+        tracing::error!(sandbox = id, %error, "what the network gave this sandbox is looked for in the kernel");
+        put_by(&places.attachment());
+        let found = attachment_in_kernel(node, id, &identity.config.ports);
+        if let Some(attachment) = &found {
+            keep(&places.attachment(), attachment, None);
+        }
+        found
     });
     let read = store::read::<SandboxState>(&places.state());
     let on_disk = read.as_ref().ok().cloned().flatten();
@@ -133,6 +173,7 @@ fn sandbox(node: &Arc<Node>, id: &str, restarted: bool) -> Result<Arc<Sandbox>, 
         Ok(None) => SandboxState::default(),
         Err(error) => {
             tracing::error!(sandbox = id, %error, "the sandbox's state cannot be read: its shim is looked for");
+            put_by(&places.state());
             without_state(node, id)
         }
     };
@@ -187,6 +228,7 @@ fn container(node: &Arc<Node>, id: &str, restarted: bool) -> Result<Arc<Containe
         Ok(None) => ContainerState::default(),
         Err(error) => {
             tracing::error!(container = id, %error, "the container's state cannot be read: its shim will tell");
+            put_by(&places.state());
             ContainerState { stage: ContainerStage::Unknown, claimed: true, ..ContainerState::default() }
         }
     };
