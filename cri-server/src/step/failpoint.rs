@@ -42,10 +42,12 @@ async fn act(point: &str, step: &'static str, closing: &CancellationToken) -> Re
         }
         Some(active::Action::Abort) => std::process::abort(),
         Some(active::Action::Pause) => {
+            tracing::info!(point, "fail point holds");
             closing.cancelled().await;
             Ok(())
         }
         Some(active::Action::Sleep(duration)) => {
+            tracing::info!(point, "fail point holds");
             tokio::time::sleep(duration).await;
             Ok(())
         }

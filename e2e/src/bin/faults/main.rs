@@ -8,9 +8,17 @@
     reason = "requests with every field of a pod are large, and nobody counts here"
 )]
 
+mod deadline;
+mod fuse;
+mod joining;
 mod load;
+mod neighbour;
+mod records;
 mod shims;
+mod side;
 mod step;
+mod stranger;
+mod stuck;
 
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -20,12 +28,16 @@ use cove_e2e::image;
 use cove_e2e::kubelet::Kubelet;
 use cove_e2e::registry::Registry;
 use cove_e2e::sysctl::Saved;
-use cove_e2e::{Outcome, residue};
+use cove_e2e::{Outcome, pod, residue, wait};
+use k8s_cri::v1::PodSandboxConfig;
 use serde_json::json;
 use tempfile::TempDir;
 
 /// What is more than any check takes hangs.
 const CHECK_LIMIT: Duration = Duration::from_secs(120);
+
+/// How long an operation may take to come to the step where it is held.
+const HELD_LIMIT: Duration = Duration::from_secs(15);
 
 /// Where everything happens.
 #[derive(Debug)]
@@ -99,6 +111,26 @@ enum Check {
     Load,
     /// A shim is killed while the daemon lives, or while it does not.
     Shim { daemon_lives: bool },
+    /// A client gives up at a step.
+    Deadline(String),
+    /// Somebody ends what is at a step.
+    Ended(String),
+    /// The same request, and another, while the first is at work or was.
+    Joining,
+    /// The same while the first is undone.
+    Undone { is_other: bool },
+    /// Records that cannot be read.
+    Records,
+    /// Records of an earlier life of the host.
+    Reboot,
+    /// Something hangs.
+    Stuck(stuck::Part),
+    /// Two instances.
+    Instances,
+    /// Shims of two builds.
+    Builds,
+    /// Shims of an unknown version.
+    Strangers,
 }
 
 impl Check {
@@ -107,6 +139,16 @@ impl Check {
             Self::Step(visit) => step::run(ground, visit).await,
             Self::Load => load::run(ground).await,
             Self::Shim { daemon_lives } => shims::run(ground, *daemon_lives).await,
+            Self::Deadline(point) => deadline::run(ground, point).await,
+            Self::Ended(point) => joining::ended_at(ground, point).await,
+            Self::Joining => joining::of_one_request(ground).await,
+            Self::Undone { is_other } => joining::of_what_is_undone(ground, *is_other).await,
+            Self::Records => records::damaged(ground).await,
+            Self::Reboot => records::reboot(ground).await,
+            Self::Instances => side::instances(ground).await,
+            Self::Builds => side::builds(ground).await,
+            Self::Strangers => side::strangers(ground).await,
+            Self::Stuck(part) => stuck::run(ground, *part).await,
         }
     }
 }
@@ -120,9 +162,24 @@ fn checks(ground: &Ground) -> Outcome<Vec<(String, Check)>> {
         for visit in step::visits(point) {
             checks.push((visit.name(), Check::Step(visit)));
         }
+        checks.push((format!("a client that gives up at {point}"), Check::Deadline(point.to_owned())));
+        if joining::CAN_BE_ENDED.iter().any(|operation| point.starts_with(operation)) {
+            checks.push((format!("Stop and Remove at {point}"), Check::Ended(point.to_owned())));
+        }
     }
     if checks.is_empty() {
         return Err("the daemon names no steps".into());
+    }
+    checks.push(("requests that join".into(), Check::Joining));
+    checks.push(("the same request while the first is undone".into(), Check::Undone { is_other: false }));
+    checks.push(("another request while the first is undone".into(), Check::Undone { is_other: true }));
+    checks.push(("records that cannot be read".into(), Check::Records));
+    checks.push(("a restart of the host".into(), Check::Reboot));
+    checks.push(("side by side: two instances".into(), Check::Instances));
+    checks.push(("side by side: shims of another build".into(), Check::Builds));
+    checks.push(("side by side: shims of an unknown protocol".into(), Check::Strangers));
+    for part in stuck::PARTS {
+        checks.push((format!("stuck: {part:?}"), Check::Stuck(part)));
     }
     checks.push(("kill -9 of a shim".into(), Check::Shim { daemon_lives: true }));
     checks.push(("kill -9 of a shim while the daemon is down".into(), Check::Shim { daemon_lives: false }));
@@ -146,6 +203,28 @@ impl Ground {
             hosts: None,
         };
         Ok(Self { place, image, seed, short, _registry: registry, directory })
+    }
+
+    /// A pod of this name with a log directory.
+    fn pod(&self, name: &str) -> PodSandboxConfig {
+        PodSandboxConfig {
+            log_directory: self.directory.path().join("logs").join(name).display().to_string(),
+            ..pod::sandbox(name)
+        }
+    }
+
+    /// How often operations have been held at a point so far, as the daemons' log tells.
+    fn holds(&self, point: &str) -> Outcome<usize> {
+        let text = std::fs::read_to_string(self.place.log())?;
+        let wanted = format!("point={point:?}");
+        Ok(text.lines().filter(|line| line.contains("fail point holds") && line.contains(&wanted)).count())
+    }
+
+    /// Waits until that is more than `before`.
+    async fn held_at(&self, point: &str, before: usize) -> Outcome {
+        let what = format!("an operation to be held at {point}");
+        wait::until_async(&what, HELD_LIMIT, || async { Ok((self.holds(point)? > before).then_some(())) })
+            .await
     }
 
     /// A daemon that has the image, and its client.
