@@ -163,6 +163,8 @@ wire_enum! {
         2 => Pod,
         /// The host's.
         3 => Host,
+        /// That of another container of the pod, which must be running.
+        4 => Target(ContainerId),
     }
 }
 

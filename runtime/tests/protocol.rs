@@ -113,6 +113,17 @@ fn requests() -> Vec<(&'static str, Request)> {
                 ids: IdMap { host: 1_048_576, size: 65_536 },
             }),
         ),
+        (
+            "start-target",
+            Request::Start(Start {
+                container: container(),
+                pid: PidMode::Target(ContainerId { container: "d".repeat(64) }),
+                log: false,
+                oom_events: false,
+                oom_score_adj: None,
+                cgroup: cgroup(),
+            }),
+        ),
     ]
 }
 

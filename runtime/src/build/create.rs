@@ -36,8 +36,11 @@ pub(super) fn run(
     namespaces::own_cgroup(spec.new_cgroup_namespace)?;
     let proc = open_proc(&spec.process)?;
 
-    let shared = matches!(&pid, PidEntry::Enter(_));
-    let held = sources::from_holder(holder)?;
+    let shared = matches!(&pid, PidEntry::Enter(_) | PidEntry::Target(_));
+    let mut held = sources::from_holder(holder)?;
+    if let PidEntry::Target(target) = &pid {
+        held.take_proc_of(target.as_fd())?;
+    }
     let detached = sources::open_all(&spec.mounts, held, shared, spec.new_cgroup_namespace)?;
 
     namespaces::leave_host()?;
@@ -50,9 +53,9 @@ pub(super) fn run(
 
     let clone = match pid {
         PidEntry::First => None,
-        PidEntry::Enter(init) => {
-            namespaces::children_into(init.as_fd())?;
-            drop(init);
+        PidEntry::Enter(member) | PidEntry::Target(member) => {
+            namespaces::children_into(member.as_fd())?;
+            drop(member);
             Some(single)
         }
         PidEntry::Host => Some(single),

@@ -31,8 +31,11 @@ pub(super) fn run(
     let proc = open_proc(&spec.process)?;
 
     // With the host's rights.
-    let shared = matches!(&pid, PidEntry::Enter(_));
+    let shared = matches!(&pid, PidEntry::Enter(_) | PidEntry::Target(_));
     let mut held = sources::from_holder(holder)?;
+    if let PidEntry::Target(target) = &pid {
+        held.take_proc_of(target.as_fd())?;
+    }
     let outside = |mount: &Mount| is_made_outside(mount, shared, spec.new_cgroup_namespace);
     let mut detached = open(&spec, &mut held, shared, &user, outside)?;
     make_nodes(&spec, &detached)?;
@@ -46,8 +49,8 @@ pub(super) fn run(
     rlimits::raise(&spec.process.rlimits)?;
     let clone = match pid {
         PidEntry::First => None,
-        PidEntry::Enter(init) => {
-            namespaces::children_into(init.as_fd())?;
+        PidEntry::Enter(member) | PidEntry::Target(member) => {
+            namespaces::children_into(member.as_fd())?;
             Some(single)
         }
         PidEntry::Host => {

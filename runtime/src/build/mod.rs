@@ -81,6 +81,8 @@ pub enum PidEntry {
     First,
     /// That of the pod's init, by its pidfd: entered with setns, the final process is cloned.
     Enter(OwnedFd),
+    /// That of another container, by the pidfd of its first process: entered likewise.
+    Target(OwnedFd),
     /// The host's: the final process is cloned all the same.
     Host,
 }

@@ -36,26 +36,27 @@ pub(super) fn own_cgroup(asked: bool) -> Result<(), Failure> {
     unshare(CloneFlags::CLONE_NEWCGROUP).at(STEP, || "make a cgroup namespace".to_owned())
 }
 
-/// Runs `look` in another mount namespace and comes back. Root and working directory are those of the host's mount
-/// namespace afterwards.
+/// Runs `look` in another mount namespace, which is `whose`, and comes back. Root and working directory are those of the
+/// host's mount namespace afterwards. `namespace` is a descriptor of it, or a pidfd of a process in it: setns(2).
 pub(super) fn look_into<T>(
     namespace: BorrowedFd<'_>,
+    whose: &str,
     look: impl FnOnce() -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     // The host's /proc: a container's is never in sight of a builder that still has host mounts.
     let own = openat(CWD, "/proc/thread-self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .at(STEP, || "open /proc/thread-self/ns/mnt".to_owned())?;
     let mount = Some(LinkNameSpaceType::Mount);
-    move_into_link_name_space(namespace, mount).at(STEP, || "enter the holder".to_owned())?;
+    move_into_link_name_space(namespace, mount).at(STEP, || format!("enter {whose}"))?;
     let seen = look();
-    move_into_link_name_space(own.as_fd(), mount).at(STEP, || "come back from the holder".to_owned())?;
+    move_into_link_name_space(own.as_fd(), mount).at(STEP, || format!("come back from {whose}"))?;
     seen
 }
 
 /// Children are made in the PID namespace of the process that `pidfd` stands for.
 pub(super) fn children_into(pidfd: BorrowedFd<'_>) -> Result<(), Failure> {
     move_into_thread_name_spaces(pidfd, ThreadNameSpaceType::PROCESS_ID)
-        .at(STEP, || "choose the pod's PID namespace for children".to_owned())
+        .at(STEP, || "choose the PID namespace of children (has its first process ended?)".to_owned())
 }
 
 /// Enters every namespace of a container's first process, by its pidfd, in one call; the PID namespace for children

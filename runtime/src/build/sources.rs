@@ -4,7 +4,7 @@
 //! Volumes are touched here and nowhere else before the container's own processes: a hung file server stops this
 //! builder and nobody besides.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use cove_path::Root;
@@ -25,6 +25,7 @@ use crate::protocol::Failure;
 
 const STEP: &str = "volumes";
 const KERNEL: &str = "filesystems";
+const TARGET: &str = "target";
 /// Of a mount.
 pub(super) const READONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
 /// Mode of a missing source, which is made as a directory (as containerd does).
@@ -66,7 +67,7 @@ pub(super) struct Held {
 /// shim says that the host's is meant.
 pub(super) fn from_holder(holder: Option<OwnedFd>) -> Result<Held, Failure> {
     let Some(holder) = holder else { return Ok(Held::default()) };
-    namespaces::look_into(holder.as_fd(), || {
+    namespaces::look_into(holder.as_fd(), "the holder", || {
         let take = |path: &str| match clone_tree(CWD, path, OpenTreeFlags::empty()) {
             Ok(tree) => Ok(Some(tree)),
             Err(Errno::NOENT) => Ok(None),
@@ -76,7 +77,58 @@ pub(super) fn from_holder(holder: Option<OwnedFd>) -> Result<Held, Failure> {
     })
 }
 
-/// Makes every mount, in order. `shared_pid`: this container joins the PID namespace of its pod.
+impl Held {
+    /// Takes the proc of another container instead, by the pidfd of its first process. A process outside of a PID
+    /// namespace cannot make one for it, and nothing with our rights may be inside: so that container's own is cloned,
+    /// without what is mounted over it, and looked at before it is believed.
+    pub(super) fn take_proc_of(&mut self, target: BorrowedFd<'_>) -> Result<(), Failure> {
+        let cloned = namespaces::look_into(target, "the target container", || {
+            clone_tree(CWD, "/proc", OpenTreeFlags::AT_SYMLINK_NOFOLLOW)
+                .at(TARGET, || "take /proc of the target container".to_owned())
+        });
+        let tree = match cloned {
+            Err(failure) if failure.errno == Errno::SRCH.raw_os_error() => {
+                return refuse(TARGET, "the target container has ended".to_owned());
+            }
+            cloned => cloned?,
+        };
+        if !is_proc_of(tree.as_fd(), target)
+            .at(TARGET, || "look at /proc of the target container".to_owned())?
+        {
+            return refuse(
+                TARGET,
+                "/proc of the target container is not that of its PID namespace".to_owned(),
+            );
+        }
+        self.proc = Some(tree);
+        Ok(())
+    }
+}
+
+/// `tree` is the top of the procfs of the PID namespace that the process of `pidfd` is in: its process 1 is in that very
+/// namespace, and no other's can be.
+fn is_proc_of(tree: BorrowedFd<'_>, pidfd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    /// Inode number of the top of every procfs: PROC_ROOT_INO of linux/proc_fs.h.
+    const TOP: u64 = 1;
+    if !is_procfs(tree)? || fstat(tree)?.st_ino != TOP {
+        return Ok(false);
+    }
+    let info = std::fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", pidfd.as_raw_fd()));
+    // Field `Pid` of pidfd_open(2); -1 once it has been reaped.
+    let pid = info
+        .ok()
+        .and_then(|text| text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok()));
+    let Some(pid) = pid.filter(|pid: &i32| *pid > 0) else { return Err(Errno::SRCH) };
+    let wanted = rustix::fs::stat(format!("/proc/{pid}/ns/pid"))?;
+    let found = match rustix::fs::statat(tree, "1/ns/pid", AtFlags::empty()) {
+        // Nothing there, or a process that even we may not look at: not what it should be.
+        Err(Errno::NOENT | Errno::ACCESS | Errno::PERM) => return Ok(false),
+        found => found?,
+    };
+    Ok((found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino))
+}
+
+/// Makes every mount, in order. `shared_pid`: this container joins a PID namespace whose proc is held.
 pub(super) fn open_all(
     mounts: &[Mount],
     mut held: Held,
@@ -106,7 +158,7 @@ pub(super) fn open_some<'a>(
             MountKind::Shm => held_or_host(held.shm.take(), "/dev/shm", mount)?,
             MountKind::Proc if shared_pid => match held.proc.take() {
                 Some(tree) => with_flags(tree, mount, KERNEL)?,
-                None => return refuse(KERNEL, "the pod's holder has no proc (left)".to_owned()),
+                None => return refuse(KERNEL, "no proc of the PID namespace is held (any more)".to_owned()),
             },
             MountKind::Proc => fresh("proc", &[], mount)?,
             MountKind::Sysfs => fresh("sysfs", &[], mount)?,

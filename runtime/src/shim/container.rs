@@ -119,14 +119,7 @@ impl Shim {
         let streams = self.streams(log, (stdin, terminal), &mut given)?;
         let cgroup = given.cgroup(&start.cgroup)?;
 
-        let pid = match start.pid {
-            PidMode::Private => PidEntry::First,
-            PidMode::Host => PidEntry::Host,
-            PidMode::Pod => match self.sandbox.init() {
-                Some(init) => PidEntry::Enter(dup(&init.pidfd)?),
-                None => return refuse("the pod's init does not run"),
-            },
-        };
+        let (mode, pid) = self.pid_namespace(start.pid)?;
         let holder = self.sandbox.holder().map(dup).transpose()?;
         let Streams { output, input, stdio, terminal } = streams;
         let user = self.user()?;
@@ -136,7 +129,7 @@ impl Shim {
         self.began(Owner::Container(slot), &spawn);
         let container = Container {
             id: start.container,
-            pid: start.pid,
+            pid: mode,
             state: State::Starting(spawn),
             cgroup,
             oom_events,
@@ -149,6 +142,30 @@ impl Shim {
         };
         self.add(slot, container);
         Ok(())
+    }
+
+    /// Whose PID namespace a container gets, and the way into it.
+    fn pid_namespace(&self, asked: PidMode) -> Result<(PidMode, PidEntry), Failure> {
+        let entry = match &asked {
+            PidMode::Private => PidEntry::First,
+            PidMode::Host => PidEntry::Host,
+            PidMode::Pod => match self.sandbox.init() {
+                Some(init) => PidEntry::Enter(dup(&init.pidfd)?),
+                None => return Err(failure::new("start", 0, "the pod's init does not run")),
+            },
+            PidMode::Target(target) => {
+                let target = self.find(&target.container).and_then(|slot| self.containers.get(&slot));
+                let Some((target, process)) = target.and_then(|target| Some((target, target.process()?)))
+                else {
+                    return Err(failure::new("target", 0, "the target container does not run"));
+                };
+                match &target.pid {
+                    PidMode::Private | PidMode::Target(_) => PidEntry::Target(dup(&process.pidfd)?),
+                    PidMode::Pod | PidMode::Host => return self.pid_namespace(target.pid.clone()),
+                }
+            }
+        };
+        Ok((asked, entry))
     }
 
     fn streams(

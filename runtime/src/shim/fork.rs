@@ -142,8 +142,8 @@ impl Order {
         match &self.kind {
             Kind::Create { pid, holder } => {
                 keep.extend(holder.as_ref().map(AsRawFd::as_raw_fd));
-                if let PidEntry::Enter(init) = pid {
-                    keep.push(init.as_raw_fd());
+                if let PidEntry::Enter(member) | PidEntry::Target(member) = pid {
+                    keep.push(member.as_raw_fd());
                 }
             }
             Kind::Join(target) => keep.push(target.as_raw_fd()),

@@ -16,6 +16,8 @@ pub const ALL: &[Case] = &[
     ("a holder without init", holder),
     ("a pod's PID namespace", shared_pid),
     ("the host's PID namespace", host_pid),
+    ("another container's PID namespace", beside),
+    ("a target that hides its proc", hidden_proc),
     ("exec", exec),
     ("exec on a terminal", terminal),
     ("exec failures", exec_failures),
@@ -138,6 +140,69 @@ fn host_pid(host: &Host, image: &Image) {
     let out = running.finish().output;
     let comm = fs::read_to_string("/proc/self/comm").unwrap();
     assert_eq!(out, format!("{pid}\n{comm}{me}\n"));
+}
+
+fn beside(host: &Host, image: &Image) {
+    let target = start(host, &Job::Private(&image.spec("echo up; exec sleep 1000")))
+        .unwrap_or_else(|f| panic!("{f:?}"));
+    assert_eq!(target.line(), "up");
+    let other = Image::new();
+    let script = "cat /proc/1/comm; [ $$ -gt 1 ] && [ -d /proc/$$ ] && echo inside; echo $PPID; \
+                  grep -c ' /proc/sys ro' /proc/self/mountinfo; sleep 1000 & echo $!; exec sleep 1000";
+    let first =
+        start(host, &Job::Beside(&other.spec(script), &target.pidfd)).unwrap_or_else(|f| panic!("{f:?}"));
+    // Its parent is the shim, which nobody in there can see.
+    for expected in ["sleep", "inside", "0", "1"] {
+        assert_eq!(first.line(), expected);
+    }
+    let child = first.line();
+    let ns = |pid: Pid| fs::read_link(format!("/proc/{}/ns/pid", pid.as_raw_nonzero())).unwrap();
+    assert_eq!(ns(first.pid), ns(target.pid));
+    // Into one that is beside another; and an exec into it.
+    let third = Image::new();
+    let spec = third.spec(&format!("cat /proc/{child}/comm; ls -d /proc/self/task"));
+    let out = start(host, &Job::Beside(&spec, &first.pidfd)).unwrap_or_else(|f| panic!("{f:?}")).finish();
+    assert_eq!(out.output, "sleep\n/proc/self/task\n");
+    let look = image::process("cat /proc/1/comm");
+    let out = start(host, &Job::Exec(&look, &first.pidfd)).unwrap_or_else(|f| panic!("{f:?}")).finish();
+    assert_eq!(out.output, "sleep\n");
+    // The kernel ends all of a PID namespace with its first process, which waits until they are reaped.
+    pidfd_send_signal(&target.pidfd, Signal::KILL).unwrap();
+    assert_eq!(wait(first.pid), 137);
+    assert_eq!(wait(target.pid), 137);
+    crate::cases::renew(&third);
+    let failure = start(host, &Job::Beside(&spec, &first.pidfd)).unwrap_err();
+    assert!(failure.step == "target" && failure.detail.contains("has ended"), "{failure:?}");
+}
+
+/// A proc that is another's, or no proc, is not believed.
+fn hidden_proc(host: &Host, image: &Image) {
+    for (hide, text) in [
+        ("mount -t tmpfs none /proc", "not that of its PID namespace"),
+        ("mount -o bind /proc/1/task /proc", "not that of its PID namespace"),
+        ("mount -o bind /host /proc", "not that of its PID namespace"),
+        (
+            "umount -l /proc && busybox rmdir /proc && busybox ln -s /host /proc",
+            "not that of its PID namespace",
+        ),
+        ("umount -l /proc && busybox rmdir /proc", "take /proc"),
+    ] {
+        crate::cases::renew(image);
+        let mut spec = image.spec(&format!("{hide} && echo hidden; exec sleep 1000"));
+        spec.mounts.push(image::bind("/host", std::path::Path::new("/proc")));
+        // Its own masks would keep it from moving its proc.
+        (spec.masked_paths, spec.readonly_paths) = (Vec::new(), Vec::new());
+        let admin = 1 << 21; // CAP_SYS_ADMIN
+        let sets = &mut spec.process.capabilities;
+        (sets.bounding, sets.permitted, sets.effective) =
+            (sets.bounding | admin, sets.permitted | admin, sets.effective | admin);
+        let target = start(host, &Job::Private(&spec)).unwrap_or_else(|f| panic!("{f:?}"));
+        assert_eq!(target.line(), "hidden", "{hide}");
+        let other = Image::new();
+        let failure = start(host, &Job::Beside(&other.spec("true"), &target.pidfd)).unwrap_err();
+        assert!(failure.detail.contains(text), "{hide}: {failure:?}");
+        target.kill();
+    }
 }
 
 /// What an exec sees of where it is.

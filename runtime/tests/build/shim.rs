@@ -30,6 +30,8 @@ pub enum Job<'a> {
     Held(&'a ContainerSpec, &'a OwnedFd),
     /// A container in the pod's PID namespace, or the host's.
     Shared(&'a ContainerSpec, Option<&'a Pod>),
+    /// A container in the PID namespace of another.
+    Beside(&'a ContainerSpec, &'a OwnedFd),
     /// A further process in a container.
     Exec(&'a ProcessSpec, &'a OwnedFd),
     /// Any of these in a pod with a user namespace.
@@ -117,7 +119,9 @@ fn begin(
     let (theirs, ours) = ends();
     let (output, stdout) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     let spec = match job {
-        Job::Private(spec) | Job::Held(spec, _) | Job::Shared(spec, _) => spec.to_bytes(),
+        Job::Private(spec) | Job::Held(spec, _) | Job::Shared(spec, _) | Job::Beside(spec, _) => {
+            spec.to_bytes()
+        }
         Job::Exec(spec, _) => spec.to_bytes(),
         Job::Mapped(..) => unreachable!("a job is mapped once"),
     };
@@ -202,6 +206,7 @@ fn become_builder(
         Job::Shared(_, Some(pod)) => {
             (Some(PidEntry::Enter(copy(pod.init.as_ref().unwrap()))), Some(copy(&pod.holder)), None)
         }
+        Job::Beside(_, target) => (Some(PidEntry::Target(copy(target))), None, None),
         Job::Exec(_, target) => (None, None, Some(copy(target))),
         Job::Mapped(..) => unreachable!("a job is mapped once"),
     };
@@ -209,8 +214,8 @@ fn become_builder(
     let mut keep: Vec<_> =
         [&theirs.report, &theirs.gate0, &theirs.gate1, &spec].map(AsRawFd::as_raw_fd).into();
     keep.extend(stdio.iter().chain(&holder).chain(&target).map(AsRawFd::as_raw_fd));
-    if let Some(PidEntry::Enter(init)) = &pid {
-        keep.push(init.as_raw_fd());
+    if let Some(PidEntry::Enter(member) | PidEntry::Target(member)) = &pid {
+        keep.push(member.as_raw_fd());
     }
     keep.extend(user.as_ref().map(|user| user.namespace.as_raw_fd()));
     cove_sys::close_all_except(&keep).unwrap();
@@ -326,7 +331,8 @@ pub fn end_children() {
             let _ended = pidfd_send_signal(&pidfd, Signal::KILL);
         }
     }
-    for child in children {
+    // Who came later may be in the namespace of an earlier one, which ends after it.
+    for child in children.into_iter().rev() {
         wait(child);
     }
 }

@@ -85,6 +85,35 @@ fn those_who_fork_all_the_time_end_with_their_container() {
 }
 
 #[test]
+fn who_is_in_the_pid_namespace_of_another_ends_with_it_and_alone() {
+    let (mut pod, _) = Pod::new(false);
+    let target_of = |id: &str| PidMode::Target(ContainerId { container: id.to_owned() });
+    let target = pod.start(PidMode::Private, "exec sleep 1000");
+    pod.daemon.started();
+    // Its end is not the target's, and nothing of it is left there.
+    let alone = pod.start(target_of(&target), "for i in 1 2 3; do setsid sleep 1000 & done; exit 3");
+    pod.daemon.started();
+    assert_eq!(pod.daemon.exited().status.code, 3);
+    assert_eq!(pod.members(&alone), [0; 0]);
+    assert_eq!(pod.members(&target).len(), 1);
+    // In one that is itself beside another.
+    let first = pod.start(target_of(&target), "exec sleep 1000");
+    pod.daemon.started();
+    let second = pod.start(target_of(&first), "exec sleep 1000");
+    pod.daemon.started();
+    pod.daemon.done(Request::Signal(Signal { container: target.clone(), signal: 9 }), &[]);
+    let mut ended: Vec<_> =
+        (0..3).map(|_| pod.daemon.exited()).map(|exit| (exit.container, exit.status.signal)).collect();
+    ended.sort();
+    let mut all = [target.clone(), first, second].map(|id| (id, 9));
+    all.sort();
+    assert_eq!(ended, all);
+    let late = pod.refused(target_of(&target));
+    assert!(late.detail.contains("does not run"), "{late:?}");
+    pod.shut_down();
+}
+
+#[test]
 fn what_cannot_be_started_is_told_and_leaves_nothing() {
     let (mut pod, _) = Pod::new(true);
     for mode in [PidMode::Private, PidMode::Pod, PidMode::Host] {

@@ -351,6 +351,21 @@ impl Pod {
     }
 
     fn start_in(&mut self, group: Cgroups, pid: PidMode, process: ProcessSpec) -> String {
+        let (id, reply) = self.ask_to_start(group, pid, process);
+        assert_eq!(reply, Reply::Done);
+        id
+    }
+
+    /// Asks for a container that the shim refuses.
+    pub fn refused(&mut self, pid: PidMode) -> Failure {
+        let group = self.make_group(self.containers + 1);
+        match self.ask_to_start(group, pid, process()).1 {
+            Reply::Failed(failure) => failure,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn ask_to_start(&mut self, group: Cgroups, pid: PidMode, process: ProcessSpec) -> (String, Reply) {
         self.containers += 1;
         let id = format!("container-{}", self.containers);
         let spec = memfd::sealed("cove-test", &self.container(&id, process).to_bytes()).unwrap();
@@ -367,9 +382,9 @@ impl Pod {
         let mut fds = vec![spec.as_fd(), log.as_fd()];
         fds.extend(events.as_ref().map(AsFd::as_fd));
         fds.extend(procs.iter().map(AsFd::as_fd));
-        self.daemon.done(Request::Start(start), &fds);
+        let (reply, _) = self.daemon.ask(Request::Start(start), &fds);
         self.cgroups.push(group);
-        id
+        (id, reply)
     }
 
     fn container(&self, id: &str, process: ProcessSpec) -> ContainerSpec {
