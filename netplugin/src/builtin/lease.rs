@@ -80,6 +80,11 @@ impl Range {
         self.address(1)
     }
 
+    /// An address of it is leased.
+    pub(super) fn is_used(&self) -> bool {
+        self.count > 0
+    }
+
     /// The address is of this range.
     pub(super) fn contains(&self, address: IpAddr) -> bool {
         let bits = if self.network.is_ipv4() { 32 } else { 128 };

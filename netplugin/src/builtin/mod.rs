@@ -74,7 +74,8 @@ struct Leases {
 }
 
 impl Builtin {
-    /// `instance` prefixes the nft table and the veths; `ranges` are pod CIDRs, at most one a family; `used` are the
+    /// `instance` prefixes the nft table and the veths; `ranges` are pod CIDRs, at most one a family, or
+    /// none as long as nobody knows them ([`Self::take_ranges`]); `used` are the
     /// addresses of the sandboxes' records. Writes the nft table in one transaction, turns on forwarding. Repeatable:
     /// the host ports of live pods stay.
     ///
@@ -88,10 +89,7 @@ impl Builtin {
             used.iter().for_each(|address| range.mark(*address));
         }
         let link_prefix = name::prefix(instance);
-        nft::run(&table::whole(instance, &link_prefix, &ranges))?;
-        route::keep_inside(&ranges, name::number(instance))?;
-        let has = |v4: bool| ranges.iter().any(|range| range.network().0.is_ipv4() == v4);
-        sysctl::forward(has(true), has(false))?;
+        write(instance, &link_prefix, &ranges)?;
         let reaper = Reaper::start(name::number(instance))?;
         let leases = Leases { ranges, owners: HashMap::new(), ports: Ports::default() };
         Ok(Self { instance: instance.to_owned(), link_prefix, reaper, leases: Mutex::new(leases) })
@@ -110,6 +108,40 @@ impl Builtin {
         let host_link = name::link(&name::prefix(instance), sandbox)?;
         let addresses = link::addresses(&host_link)?;
         Ok((!addresses.is_empty()).then(|| Attachment { host_link, addresses, ports: ports.to_vec() }))
+    }
+
+    /// There is a range that pods can have addresses of.
+    pub fn has_range(&self) -> bool {
+        !self.leases().ranges.is_empty()
+    }
+
+    /// Takes other ranges from now on; the same ones change nothing. Blocking.
+    ///
+    /// # Errors
+    /// [`NetworkError::Range`] for what cannot be a range, and while pods have addresses of the present ones, which would
+    /// lead nowhere; the kernel's or nft's refusal: the ranges are those from before then.
+    pub fn take_ranges(&self, ranges: &[String]) -> Result<(), NetworkError> {
+        let ranges = parse(ranges)?;
+        let mut leases = self.leases();
+        let cidrs = |ranges: &[Range]| ranges.iter().map(|range| range.cidr().to_owned()).collect::<Vec<_>>();
+        if cidrs(&leases.ranges) == cidrs(&ranges) {
+            return Ok(());
+        }
+        if let Some(range) = leases.ranges.iter().find(|range| range.is_used()) {
+            return Err(NetworkError::Range {
+                cidr: range.cidr().to_owned(),
+                reason: "pods have addresses of it: it can be changed once they are stopped",
+            });
+        }
+        // Held until it is done: nobody is given an address that does not lead anywhere yet.
+        self.write(&ranges)?;
+        leases.ranges = ranges;
+        Ok(())
+    }
+
+    /// Writes what the ranges need to the kernel.
+    fn write(&self, ranges: &[Range]) -> Result<(), NetworkError> {
+        write(&self.instance, &self.link_prefix, ranges)
     }
 
     /// Takes over the attachments of the records after `start`: their addresses and host ports have owners again, and
@@ -201,12 +233,19 @@ impl Builtin {
     }
 }
 
+/// The nft table in one transaction, the routes that keep the ranges inside, and forwarding. Repeatable.
+fn write(instance: &str, link_prefix: &str, ranges: &[Range]) -> Result<(), NetworkError> {
+    nft::run(&table::whole(instance, link_prefix, ranges))?;
+    route::keep_inside(ranges, name::number(instance))?;
+    let has = |v4: bool| ranges.iter().any(|range| range.network().0.is_ipv4() == v4);
+    sysctl::forward(has(true), has(false))
+}
+
 fn parse(ranges: &[String]) -> Result<Vec<Range>, NetworkError> {
     let ranges: Vec<Range> = ranges.iter().map(|cidr| Range::parse(cidr)).collect::<Result<_, _>>()?;
     let fault = |cidr: &str, reason| Err(NetworkError::Range { cidr: cidr.to_owned(), reason });
     match &ranges[..] {
-        [] => fault("", "none is configured"),
-        [_] => Ok(ranges),
+        [] | [_] => Ok(ranges),
         [one, two] if one.network().0.is_ipv4() != two.network().0.is_ipv4() => Ok(ranges),
         [.., last] => fault(last.cidr(), "is a second one of its family"),
     }
@@ -214,6 +253,12 @@ fn parse(ranges: &[String]) -> Result<Vec<Range>, NetworkError> {
 
 impl Leases {
     fn take(&mut self, link: &str, ports: &[HostPort]) -> Result<Vec<IpAddr>, NetworkError> {
+        if self.ranges.is_empty() {
+            return Err(NetworkError::Range {
+                cidr: String::new(),
+                reason: "none is known yet: none is configured, and no kubelet has sent the node's pod CIDR",
+            });
+        }
         let mut families = [false; 2];
         for range in &self.ranges {
             families[usize::from(range.network().0.is_ipv6())] = true;

@@ -112,7 +112,7 @@ pub(super) fn keep_inside(ranges: &[Range], metric: u32) -> Result<(), NetworkEr
     let netlink = Netlink::here()?;
     let mut requests = removals(&netlink, metric)?;
     requests.extend(ranges.iter().map(|range| add(Route::unreachable(range, metric))));
-    netlink.run(requests).map(drop)
+    if requests.is_empty() { Ok(()) } else { netlink.run(requests).map(drop) }
 }
 
 /// Undoes [`keep_inside`].

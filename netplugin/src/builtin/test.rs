@@ -359,7 +359,6 @@ fn a_new_start_keeps_the_host_ports_of_live_pods_and_adopt_mends_them() {
 #[test]
 fn says_what_is_wrong_with_a_configuration() {
     for (ranges, reason) in [
-        (vec![], "none is configured"),
         (vec!["10.0.0.0/24", "10.1.0.0/24"], "second one of its family"),
         (vec!["10.0.0.0/24", "fd00::/64", "fd01::/64"], "second one of its family"),
         (vec!["x"], "prefix length"),
@@ -369,6 +368,31 @@ fn says_what_is_wrong_with_a_configuration() {
         assert!(error.contains(reason), "{error}");
     }
     assert!(Builtin::start("a b", &["10.0.0.0/24".to_owned()], &[]).is_err());
+}
+
+#[test]
+fn ranges_come_later_and_change_while_nobody_has_an_address() {
+    let mut host = Host::new();
+    let network = host.start(0, &[]);
+    assert!(!network.has_range());
+    let error = network.lease("aa", &[]).unwrap_err().to_string();
+    assert!(error.contains("no kubelet has sent"), "{error}");
+    let take = |ranges: &[&str]| {
+        network.take_ranges(&ranges.iter().map(|&range| range.to_owned()).collect::<Vec<_>>())
+    };
+    take(&["10.244.7.0/24"]).unwrap();
+    assert!(network.has_range());
+    let pod = host.pod(&network, &[]);
+    assert!(pod.attachment.addresses[0].to_string().starts_with("10.244.7."));
+    // Said again, as a kubelet does after each restart.
+    take(&["10.244.7.0/24"]).unwrap();
+    let error = take(&["10.244.9.0/24"]).unwrap_err().to_string();
+    assert!(error.contains("10.244.7.0/24") && error.contains("stopped"), "{error}");
+    assert!(take(&["10.244.9.0/33"]).is_err());
+    network.detach(&pod.attachment).unwrap();
+    take(&["10.244.9.0/24", "fd00:9::/64"]).unwrap();
+    let later = host.pod(&network, &[]);
+    assert_eq!(later.attachment.addresses.len(), 2);
 }
 
 /// Not a test of speed: prints what an attach and a detach take, with `--nocapture`.
