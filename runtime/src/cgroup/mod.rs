@@ -7,6 +7,7 @@
 //! one too, because `cgroup.kill` works there. Nothing here removes, renames or kills a group that it was not
 //! asked for by path.
 
+mod detail;
 mod devices;
 mod error;
 mod events;
@@ -18,6 +19,7 @@ mod path;
 mod stats;
 mod tree;
 
+pub use detail::{CpuDetail, Detail, DeviceIo, HugePages, MemoryDetail, Throttling};
 pub use devices::DeviceRule;
 pub use error::CgroupError;
 pub use group::Cgroup;

@@ -230,7 +230,7 @@ fn memory(version: Version, usage: u64, limit: Option<u64>, stat: &str) -> Memor
 }
 
 /// The number of a `key number` line.
-fn field(text: &str, key: &str) -> Option<u64> {
+pub(super) fn field(text: &str, key: &str) -> Option<u64> {
     let (_, value) = text.lines().filter_map(|line| line.split_once(' ')).find(|(name, _)| *name == key)?;
     value.trim().parse().ok()
 }
@@ -240,7 +240,7 @@ fn number(text: &str) -> io::Result<u64> {
 }
 
 /// v2 says `max`; v1 shows the largest multiple of a page in an i64.
-fn limit(text: &str) -> io::Result<Option<u64>> {
+pub(super) fn limit(text: &str) -> io::Result<Option<u64>> {
     const V1_NONE: u64 = 1 << 62;
     if text.trim() == "max" {
         return Ok(None);
