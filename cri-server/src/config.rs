@@ -38,6 +38,8 @@ pub(crate) struct Config {
     pub cgroup_parent: PathBuf,
     /// Who makes cgroups.
     pub cgroup_driver: CgroupDriver,
+    /// Where CDI files lie; a later directory wins over an earlier one.
+    pub cdi_dirs: Vec<PathBuf>,
     /// Start although the mount namespace is not that of pid 1.
     pub private_mounts: bool,
     /// The image that status names for tools that ask which one is the sandbox's. Never pulled, never run.
@@ -259,6 +261,7 @@ impl Config {
             netns_dir: PathBuf::from("/run/netns"),
             cgroup_parent: PathBuf::new(),
             cgroup_driver: CgroupDriver::Auto,
+            cdi_dirs: ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).to_vec(),
             private_mounts: false,
             // kubeadm reads this from verbose Status and warns unless it knows the name.
             sandbox_image: "registry.k8s.io/pause:3.10.1".to_owned(),

@@ -6,6 +6,7 @@
 
 mod api;
 mod blocking;
+mod cdi;
 mod cgroup;
 mod cli;
 mod config;
@@ -20,6 +21,7 @@ mod logging;
 mod name;
 mod network;
 mod node;
+mod pod_cidr;
 mod readiness;
 mod sandbox;
 mod shim;

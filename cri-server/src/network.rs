@@ -66,7 +66,21 @@ impl Network {
 
     /// A pod with a network of its own can be run.
     pub fn is_ready(&self) -> bool {
-        matches!(self, Self::Builtin(_))
+        match self {
+            Self::None => false,
+            Self::Builtin(builtin) => builtin.has_range(),
+        }
+    }
+
+    /// Takes the pod ranges that a kubelet was told of.
+    pub async fn take_ranges(&self, ranges: Vec<String>) -> Result<(), Error> {
+        match self {
+            Self::None => Ok(()),
+            Self::Builtin(builtin) => {
+                let builtin = Arc::clone(builtin);
+                blocking::run(move || Ok(builtin.take_ranges(&ranges)?)).await
+            }
+        }
     }
 
     /// What a pod will be given: to be recorded before it is attached.

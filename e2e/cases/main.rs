@@ -17,6 +17,7 @@ mod ensure;
 mod world;
 
 mod bad_input;
+mod cdi;
 mod container;
 mod demo;
 mod device;
@@ -25,6 +26,7 @@ mod events;
 mod exec;
 mod hostile;
 mod image;
+mod label;
 mod lifecycle;
 mod limits;
 mod network;
@@ -34,6 +36,7 @@ mod seccomp;
 mod stats;
 mod stream;
 mod sysctl;
+mod target;
 mod volume;
 
 use libtest_mimic::{Arguments, Trial};
@@ -45,8 +48,10 @@ fn main() {
     let mut trials: Vec<Trial> = Vec::new();
     for (room, cases) in [
         ("sandbox", sandbox::CASES),
+        ("target", target::CASES),
         ("container", container::CASES),
         ("seccomp", seccomp::CASES),
+        ("label", label::CASES),
         ("ending", ending::CASES),
         ("exec", exec::CASES),
         ("stream", stream::CASES),
@@ -56,6 +61,7 @@ fn main() {
         ("limits", limits::CASES),
         ("sysctl", sysctl::CASES),
         ("device", device::CASES),
+        ("cdi", cdi::CASES),
         ("volume", volume::CASES),
         ("events", events::CASES),
         ("lifecycle", lifecycle::CASES),

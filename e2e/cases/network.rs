@@ -4,13 +4,16 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
 
 use cove_e2e::{Outcome, wait};
+use k8s_cri::v1::*;
 
-use crate::world::{SOON, World};
+use crate::ensure::Refused;
+use crate::world::{End, SOON, World};
 
 cases!(
     reaches_a_pod_from_the_host_and_from_a_pod,
     reaches_the_host_from_a_pod,
-    gives_each_pod_its_own_address
+    gives_each_pod_its_own_address,
+    takes_the_pod_cidr_of_a_kubelet,
 );
 
 /// A pod that answers `text` on port 80, and its address.
@@ -77,5 +80,63 @@ async fn gives_each_pod_its_own_address(world: &mut World) -> Outcome {
         addresses.insert(world.pod_status(&id).await?.network.ok_or("no network")?.ip);
     }
     ensure_eq!(addresses.len(), 8);
+    Ok(())
+}
+
+async fn say(world: &mut World, cidr: &str) -> Result<(), tonic::Status> {
+    let network_config = Some(NetworkConfig { pod_cidr: cidr.into() });
+    let request = UpdateRuntimeConfigRequest { runtime_config: Some(RuntimeConfig { network_config }) };
+    world.cri.runtime.update_runtime_config(request).await.map(drop)
+}
+
+async fn network_is_ready(world: &mut World) -> Outcome<(bool, String)> {
+    // Answered once the daemon has read its records, which Status does not wait for.
+    world.pods().await?;
+    let status = world.cri.runtime.status(StatusRequest { verbose: false }).await?.into_inner().status;
+    let conditions = status.ok_or("no status")?.conditions;
+    let network = conditions.into_iter().find(|condition| condition.r#type == "NetworkReady");
+    network.map(|condition| (condition.status, condition.message)).ok_or_else(|| "no NetworkReady".into())
+}
+
+async fn takes_the_pod_cidr_of_a_kubelet(world: &mut World) -> Outcome {
+    // A configuration with ranges has the last word, and a kubelet tells every runtime.
+    say(world, "10.215.7.0/24").await?;
+    let config = world.pod("own");
+    let own = world.run_pod(&config).await?;
+    ensure!(
+        !world.pod_status(&own).await?.network.ok_or("no network")?.ip.starts_with("10.215."),
+        "not this one"
+    );
+    world.stop_pod(&own).await?;
+    world.remove_pod(&own).await?;
+    world.place.as_mut().ok_or("the daemon is another's")?.range = String::new();
+    world.restart(End::Term).await?;
+    let (ready, message) = network_is_ready(world).await?;
+    ensure!(!ready && message.contains("pod CIDR"), "{message}");
+    let config = world.pod("early");
+    ensure!(world.try_run_pod(&config).await.refused()?.message().contains("pod CIDR"), "no address to give");
+    for bad in ["10.215.7.0", "10.215.7.0/24,10.215.8.0/24"] {
+        ensure_eq!(say(world, bad).await.refused()?.code(), tonic::Code::InvalidArgument);
+    }
+    say(world, "").await?;
+    say(world, "10.215.7.0/24").await?;
+    ensure!(network_is_ready(world).await?.0, "a range is known");
+    let id = world.run_pod(&config).await?;
+    let address = world.pod_status(&id).await?.network.ok_or("no network")?.ip;
+    ensure!(address.starts_with("10.215.7."), "{address}");
+    // Known before the kubelet speaks again, and said again without harm.
+    world.restart(End::Kill).await?;
+    ensure!(network_is_ready(world).await?.0, "it was kept");
+    ensure_eq!(world.pod_status(&id).await?.network.ok_or("no network")?.ip, address);
+    say(world, "10.215.7.0/24").await?;
+    // A pod has an address of it, which would lead nowhere.
+    let refused = say(world, "10.215.9.0/24").await.refused()?;
+    ensure!(refused.message().contains("stopped"), "{refused}");
+    world.stop_pod(&id).await?;
+    world.remove_pod(&id).await?;
+    say(world, "10.215.9.0/24,fd00:215::/64").await?;
+    let id = world.run_pod(&world.pod("later")).await?;
+    let network = world.pod_status(&id).await?.network.ok_or("no network")?;
+    ensure!(network.ip.starts_with("10.215.9.") && network.additional_ips.len() == 1, "{network:?}");
     Ok(())
 }

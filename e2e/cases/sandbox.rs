@@ -95,6 +95,10 @@ async fn gives_attributes_back_and_filters(world: &mut World) -> Outcome {
     let unknown = PodSandboxFilter { id: "f".repeat(64), ..Default::default() };
     ensure!(find(unknown).await?.is_empty(), "an unknown id is an empty list");
     ensure_eq!(world.pod_status(&id[..13]).await?.id, id);
+    let verbose = PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: true };
+    let info = world.cri.runtime.pod_sandbox_status(verbose).await?.into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(info.get("info").ok_or("no info")?)?;
+    ensure!(info["pid"].as_i64().is_some_and(|pid| pid > 1) && info["netns"].is_string(), "{info}");
     Ok(())
 }
 

@@ -14,6 +14,8 @@ cases!(
     tells_what_a_pod_uses,
     lists_what_runs_and_nothing_else,
     measures_the_writable_layer,
+    tells_metrics_as_cadvisor_does,
+    lists_the_pods_that_a_filter_names,
     is_read_by_crictl,
 );
 
@@ -137,6 +139,105 @@ async fn lists_what_runs_and_nothing_else(world: &mut World) -> Outcome {
     ensure!(stats.cpu.is_none() && stats.memory.is_none(), "{stats:?}");
     world.stop(&running, 0).await?;
     ensure!(list(world, None).await?.is_empty(), "nothing runs");
+    Ok(())
+}
+
+async fn tells_metrics_as_cadvisor_does(world: &mut World) -> Outcome {
+    let config = world.pod("metrics");
+    config.labels.insert("app".into(), "web".into());
+    let id = world.run_pod(&config).await?;
+    let other = world.run_pod(&world.pod("other")).await?;
+    let script =
+        "dd if=/dev/zero of=/fill bs=1M count=3 2>/dev/null; sleep 1000 & sleep 1000 & echo ready; wait";
+    let mut container = world.script("measured", script);
+    let limits = pod::resources(&mut container);
+    (limits.cpu_period, limits.cpu_quota, limits.cpu_shares) = (100_000, 20_000, 512);
+    (limits.memory_limit_in_bytes, limits.memory_swap_limit_in_bytes) = (64 << 20, 64 << 20);
+    let container = world.launch(&id, &config, &container).await?;
+    world.wrote(&container, "ready").await?;
+    let descriptors =
+        world.cri.runtime.list_metric_descriptors(ListMetricDescriptorsRequest {}).await?.into_inner();
+    let keys: std::collections::BTreeMap<_, _> =
+        descriptors.descriptors.into_iter().map(|found| (found.name, found.label_keys)).collect();
+    let pods = world.cri.runtime.list_pod_sandbox_metrics(ListPodSandboxMetricsRequest {}).await?;
+    let pods = pods.into_inner().pod_metrics;
+    ensure_eq!(pods.len(), 1);
+    let pod = pods.iter().find(|pod| pod.pod_sandbox_id == id).ok_or("the pod is missing")?;
+    let of_container = &pod.container_metrics.first().ok_or("no container")?;
+    ensure_eq!((of_container.container_id.as_str(), pod.container_metrics.len()), (container.as_str(), 1));
+    for metric in pod.metrics.iter().chain(&of_container.metrics) {
+        let keys = keys.get(&metric.name).ok_or(format!("{} has no descriptor", metric.name))?;
+        ensure_eq!((&metric.name, metric.label_values.len()), (&metric.name, keys.len()));
+    }
+    let labels: Vec<_> = ["pod", "namespace", "container", "id", "image"].map(str::to_owned).into();
+    ensure_eq!(keys["container_cpu_usage_seconds_total"], labels);
+    let find = |metrics: &[Metric], name: &str| -> Outcome<Metric> {
+        Ok(metrics.iter().find(|metric| metric.name == name).ok_or(format!("no {name}"))?.clone())
+    };
+    for (name, expected) in [
+        ("container_processes", 3),
+        ("container_threads", 3),
+        ("container_spec_cpu_quota", 20_000),
+        ("container_spec_cpu_shares", 512),
+        ("container_spec_memory_limit_bytes", 64 << 20),
+        ("container_spec_memory_swap_limit_bytes", 64 << 20),
+        ("container_oom_events_total", 0),
+        ("container_ulimits_soft", 1024),
+    ] {
+        let metric = find(&of_container.metrics, name)?;
+        ensure_eq!((name, value(metric.value)?), (name, expected));
+        ensure_eq!(&metric.label_values[..3], ["metrics", "e2e", "measured"]);
+        ensure!(metric.label_values[3].ends_with(&container), "id is the cgroup: {metric:?}");
+    }
+    for (name, least) in [
+        ("container_fs_usage_bytes", 3 << 20),
+        ("container_fs_limit_bytes", 1 << 20),
+        ("container_memory_usage_bytes", 1 << 12),
+        ("container_memory_max_usage_bytes", 1 << 20),
+        ("container_file_descriptors", 6),
+        ("container_start_time_seconds", 1_600_000_000),
+        ("container_last_seen", 1_600_000_000),
+        ("container_cpu_cfs_periods_total", 0),
+        ("container_cpu_user_seconds_total", 0),
+    ] {
+        let found = value(find(&of_container.metrics, name)?.value)?;
+        ensure!(found >= least, "{name} is {found}");
+    }
+    // The pod: its network, and its cgroup with all below it.
+    let sent = find(&pod.metrics, "container_network_transmit_bytes_total")?;
+    ensure_eq!(sent.label_values.last().map(String::as_str), Some("eth0"));
+    let threads = find(&pod.metrics, "container_threads")?;
+    ensure!(value(threads.value)? >= 3 && threads.label_values[2].is_empty(), "{:?}", threads.label_values);
+    if let Some(place) = &world.place {
+        let crictl = Crictl::new(&place.socket());
+        let descriptors = crictl.run(&["metricdescs"])?;
+        ensure!(descriptors.contains("container_memory_working_set_bytes"), "{descriptors}");
+        let metrics = crictl.run(&["metricsp"])?;
+        ensure!(
+            metrics.contains("container_cpu_usage_seconds_total") && metrics.contains("measured"),
+            "{metrics}"
+        );
+    }
+    Ok(())
+}
+
+async fn lists_the_pods_that_a_filter_names(world: &mut World) -> Outcome {
+    let mut config = world.pod("labelled");
+    config.labels.insert("app".into(), "web".into());
+    let id = world.run_pod(&config).await?;
+    let other = world.run_pod(&world.pod("other")).await?;
+    let of = |filter| ListPodSandboxStatsRequest { filter: Some(filter) };
+    let label = [("app".to_owned(), "web".to_owned())].into_iter().collect();
+    for (filter, found) in [
+        (PodSandboxStatsFilter { id: other[..13].into(), ..Default::default() }, &other),
+        (PodSandboxStatsFilter { label_selector: label, ..Default::default() }, &id),
+    ] {
+        let stats = world.cri.runtime.list_pod_sandbox_stats(of(filter)).await?.into_inner().stats;
+        ensure_eq!(
+            stats.into_iter().filter_map(|stats| Some(stats.attributes?.id)).collect::<Vec<_>>(),
+            [found.clone()]
+        );
+    }
     Ok(())
 }
 

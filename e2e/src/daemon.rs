@@ -25,7 +25,7 @@ pub struct Place {
     pub root: PathBuf,
     /// What dies with the host.
     pub state: PathBuf,
-    /// Pod range of the built-in network.
+    /// Pod range of the built-in network; empty: the one that a kubelet says.
     pub range: String,
     /// Directory of `cove` and `cove-shim`.
     pub programs: PathBuf,
@@ -36,14 +36,17 @@ pub struct Place {
 impl Place {
     /// The configuration file's text.
     pub fn config(&self) -> String {
+        // None: what a kubelet says.
+        let ranges: Vec<&str> = [self.range.as_str()].into_iter().filter(|range| !range.is_empty()).collect();
         let hosts = self.hosts.as_ref().map(|hosts| format!("\n[images]\nhosts_dirs = [{hosts:?}]\n"));
         format!(
-            "instance = {:?}\nroot = {:?}\nstate = {:?}\n\n[log]\nlevel = \"info,cove=debug\"\n\n\
-             [network]\nmode = \"builtin\"\nranges = [{:?}]\n{}",
+            "instance = {:?}\nroot = {:?}\nstate = {:?}\ncdi_dirs = {:?}\n\n[log]\nlevel = \"info,cove=debug\"\n\n\
+             [network]\nmode = \"builtin\"\nranges = {:?}\n{}",
             self.instance,
             self.root,
             self.state,
-            self.range,
+            self.cdi(),
+            ranges,
             hosts.unwrap_or_default()
         )
     }
@@ -51,6 +54,11 @@ impl Place {
     /// The CRI socket.
     pub fn socket(&self) -> PathBuf {
         self.state.join("cove.sock")
+    }
+
+    /// Where it looks for CDI files: the later one wins.
+    pub fn cdi(&self) -> [PathBuf; 2] {
+        ["cdi-etc", "cdi-run"].map(|name| self.root.with_file_name(name))
     }
 
     /// The daemon's log.

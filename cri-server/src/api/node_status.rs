@@ -75,6 +75,10 @@ fn runtime_ready(recovered: bool) -> wire::RuntimeCondition {
 fn network_ready(config: &Config, network: Option<&Network>) -> wire::RuntimeCondition {
     let wrong = match config.network.mode {
         NetworkMode::Builtin if network.is_some_and(Network::is_ready) => None,
+        NetworkMode::Builtin if network.is_some() => Some((
+            "NetworkPluginNotReady",
+            "no pod range is known yet: network.ranges is empty, and no kubelet has sent the node's pod CIDR",
+        )),
         NetworkMode::Builtin => {
             Some(("NetworkPluginNotReady", "the daemon is still setting up its pod network"))
         }

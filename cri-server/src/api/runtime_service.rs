@@ -1,5 +1,5 @@
-//! The RuntimeService of the CRI: each method is conversion, operation, conversion. Every call that is not built yet
-//! says so by its name.
+//! The RuntimeService of the CRI: each method is conversion, operation, conversion. Every call of it is served but
+//! those of checkpoints, which say so by their names.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -37,7 +37,7 @@ use crate::container::{self, ContainerView};
 use crate::error::Error;
 use crate::node::Node;
 use crate::sandbox::state::PodResources;
-use crate::{sandbox, stats};
+use crate::{pod_cidr, sandbox, stats};
 
 /// Serves the pods and containers of a node.
 #[derive(Debug)]
@@ -56,11 +56,8 @@ impl RuntimeApi {
     }
 }
 
-/// The stream of a call that is not built: there is never one.
-type Unserved<T> = futures_util::stream::Empty<Result<T, Status>>;
-
-fn unserved<T>(method: &'static str) -> Result<Response<T>, Status> {
-    Err(Error::Unimplemented(method).into())
+fn no_checkpoints(method: &'static str) -> Status {
+    Error::Unimplemented(method).into()
 }
 
 /// A list, some items a message. What a kubelet asks for in a stream is what would not fit one message.
@@ -114,7 +111,7 @@ impl RuntimeService for RuntimeApi {
     type StreamContainerStatsStream = Batches<StreamContainerStatsResponse>;
     type StreamPodSandboxStatsStream = Batches<StreamPodSandboxStatsResponse>;
     type GetContainerEventsStream = EventStream;
-    type StreamPodSandboxMetricsStream = Unserved<StreamPodSandboxMetricsResponse>;
+    type StreamPodSandboxMetricsStream = Batches<StreamPodSandboxMetricsResponse>;
 
     async fn version(&self, _: Request<VersionRequest>) -> Result<Response<VersionResponse>, Status> {
         Ok(Response::new(node_status::version()))
@@ -397,6 +394,32 @@ impl RuntimeService for RuntimeApi {
         Ok(batches(items, |pod_sandbox_stats| StreamPodSandboxStatsResponse { pod_sandbox_stats }))
     }
 
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<ListMetricDescriptorsRequest>,
+    ) -> Result<Response<ListMetricDescriptorsResponse>, Status> {
+        let descriptors = convert::metrics::descriptors();
+        Ok(Response::new(ListMetricDescriptorsResponse { descriptors }))
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<ListPodSandboxMetricsRequest>,
+    ) -> Result<Response<ListPodSandboxMetricsResponse>, Status> {
+        let (pods, disk) = stats::details(&self.node).await?;
+        let pod_metrics = pods.iter().map(|pod| convert::metrics::sandbox(pod, &disk)).collect();
+        Ok(Response::new(ListPodSandboxMetricsResponse { pod_metrics }))
+    }
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<StreamPodSandboxMetricsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
+        let (pods, disk) = stats::details(&self.node).await?;
+        let items = pods.iter().map(|pod| convert::metrics::sandbox(pod, &disk)).collect();
+        Ok(batches(items, |pod_sandbox_metrics| StreamPodSandboxMetricsResponse { pod_sandbox_metrics }))
+    }
+
     async fn get_container_events(
         &self,
         _: Request<GetEventsRequest>,
@@ -404,55 +427,36 @@ impl RuntimeService for RuntimeApi {
         Ok(Response::new(events::stream(&self.node)))
     }
 
-    // Not built yet.
-
     async fn update_runtime_config(
         &self,
-        _: Request<UpdateRuntimeConfigRequest>,
+        request: Request<UpdateRuntimeConfigRequest>,
     ) -> Result<Response<UpdateRuntimeConfigResponse>, Status> {
-        unserved("UpdateRuntimeConfig")
+        let ranges = field::pod_cidrs(request.into_inner().runtime_config)?;
+        pod_cidr::update(&self.node, ranges).await?;
+        Ok(Response::new(UpdateRuntimeConfigResponse {}))
     }
+
+    // Never built: a checkpoint that is restored brings its own rights, files and mounts (security-bar.md A17, A39).
 
     async fn checkpoint_container(
         &self,
         _: Request<CheckpointContainerRequest>,
     ) -> Result<Response<CheckpointContainerResponse>, Status> {
-        unserved("CheckpointContainer")
+        Err(no_checkpoints("CheckpointContainer"))
     }
 
     async fn checkpoint_pod(
         &self,
         _: Request<CheckpointPodRequest>,
     ) -> Result<Response<CheckpointPodResponse>, Status> {
-        unserved("CheckpointPod")
+        Err(no_checkpoints("CheckpointPod"))
     }
 
     async fn restore_pod(
         &self,
         _: Request<RestorePodRequest>,
     ) -> Result<Response<RestorePodResponse>, Status> {
-        unserved("RestorePod")
-    }
-
-    async fn list_metric_descriptors(
-        &self,
-        _: Request<ListMetricDescriptorsRequest>,
-    ) -> Result<Response<ListMetricDescriptorsResponse>, Status> {
-        unserved("ListMetricDescriptors")
-    }
-
-    async fn list_pod_sandbox_metrics(
-        &self,
-        _: Request<ListPodSandboxMetricsRequest>,
-    ) -> Result<Response<ListPodSandboxMetricsResponse>, Status> {
-        unserved("ListPodSandboxMetrics")
-    }
-
-    async fn stream_pod_sandbox_metrics(
-        &self,
-        _: Request<StreamPodSandboxMetricsRequest>,
-    ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        unserved("StreamPodSandboxMetrics")
+        Err(no_checkpoints("RestorePod"))
     }
 }
 

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use cove_runtime::cgroup::{Cgroup, CgroupPath, DeviceRule, Hierarchies, Limits, StatsReader};
+use cove_runtime::cgroup::{Cgroup, CgroupPath, Detail, DeviceRule, Hierarchies, Limits, StatsReader};
 use cove_runtime::protocol::CgroupPlace;
 
 use crate::blocking;
@@ -137,6 +137,14 @@ impl Cgroups {
     pub fn reader(&self, path: &Path) -> Result<Option<StatsReader>, Error> {
         match self.tree.open(&CgroupPath::new(path)?)? {
             Some(cgroup) => Ok(Some(cgroup.stats()?)),
+            None => Ok(None),
+        }
+    }
+
+    /// What a cgroup has used, in detail; none if it is gone. Blocking.
+    pub fn detail(&self, path: &Path) -> Result<Option<Detail>, Error> {
+        match self.tree.open(&CgroupPath::new(path)?)? {
+            Some(cgroup) => Ok(cgroup.detail()?),
             None => Ok(None),
         }
     }

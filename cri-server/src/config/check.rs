@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::{CgroupDriver, Config, Handler, Network, NetworkMode, Stream};
+use super::{CgroupDriver, Config, Handler, Network, Stream};
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -168,6 +168,7 @@ fn wrong_paths(config: &Config) -> Option<Wrong> {
     ]
     .into_iter()
     .chain(shim)
+    .chain(config.cdi_dirs.iter().map(|path| ("cdi_dirs", path)))
     .chain(config.images.hosts_dirs.iter().map(|path| ("images.hosts_dirs", path)))
     .find(|(_, path)| !plain(path))
     .map(|(key, path)| (key, path.display().to_string(), "must be an absolute path without '..'"))
@@ -208,9 +209,7 @@ fn wrong_network(network: &Network) -> Option<Wrong> {
     if families(true) > 1 || families(false) > 1 {
         return Some(("network.ranges", network.ranges.join(", "), "at most one range of each family"));
     }
-    (network.mode == NetworkMode::Builtin && network.ranges.is_empty()).then(|| {
-        ("network.ranges", "[]".to_owned(), "the built-in network needs a range, such as [\"10.88.0.0/16\"]")
-    })
+    None
 }
 
 fn wrong_stream(stream: &Stream) -> Option<Wrong> {
@@ -312,12 +311,12 @@ mod tests {
             ("listen = [\"tcp://127.0.0.1:1\"]", "listen"),
             ("listen = [\"unix://cove.sock\"]", "listen"),
             ("[socket]\nmode = \"rw\"", "socket.mode"),
-            ("[network]\nmode = \"builtin\"", "network.ranges"),
             ("[network]\nranges = [\"10.0.0.0/33\"]", "network.ranges"),
             ("[network]\nranges = [\"10.0.0.0/24\", \"10.1.0.0/24\"]", "network.ranges"),
             ("cgroup_driver = \"systemd\"", "cgroup_driver"),
             ("[log]\nlevel = \"cove=loud\"", "log.level"),
             ("[images]\nhosts_dirs = [\"hosts\"]", "images.hosts_dirs"),
+            ("cdi_dirs = [\"/etc/cdi\", \"cdi\"]", "cdi_dirs"),
             ("[images]\nmax_parallel_layers = 0", "images.max_parallel_layers"),
             ("[handlers.UP]\n", "handlers"),
         ];

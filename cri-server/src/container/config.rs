@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::sandbox::config::{Annotations, NamespaceMode};
+use crate::sandbox::config::Annotations;
 
 /// The CRI's name of a container attempt within its sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -165,6 +165,19 @@ pub struct RunAs {
     pub strict_groups: bool,
 }
 
+/// Whose PID namespace a container's processes are in (CRI `NamespaceMode`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PidNamespace {
+    /// The pod's, shared by its containers.
+    Pod,
+    /// The container's own.
+    Container,
+    /// The host's.
+    Node,
+    /// That of the container with this id, of the same pod.
+    Target(String),
+}
+
 /// Which system calls a container's processes may make (CRI `SecurityProfile`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Seccomp {
@@ -175,6 +188,25 @@ pub enum Seccomp {
     RuntimeDefault,
     /// Those of a profile on this node: an absolute path.
     Localhost(PathBuf),
+}
+
+/// The AppArmor profile of a container's processes (CRI `SecurityProfile`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AppArmor {
+    /// None.
+    #[default]
+    Unconfined,
+    /// The runtime's own.
+    RuntimeDefault,
+    /// One that is loaded on this node, by its name.
+    Localhost(String),
+}
+
+impl AppArmor {
+    /// Nothing is asked for.
+    pub fn is_unconfined(&self) -> bool {
+        *self == Self::Unconfined
+    }
 }
 
 /// `ContainerConfig` after the door: every value checked, nothing in it that is not built.
@@ -199,6 +231,9 @@ pub struct ContainerConfig {
     /// Devices.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<DeviceMapping>,
+    /// Qualified names of CDI devices, each once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cdi_devices: Vec<String>,
     /// As sent.
     pub labels: Annotations,
     /// As sent.
@@ -210,7 +245,7 @@ pub struct ContainerConfig {
     /// Capabilities.
     pub capabilities: CapabilityChange,
     /// PID namespace.
-    pub pid: NamespaceMode,
+    pub pid: PidNamespace,
     /// Identity.
     pub run_as: RunAs,
     /// Everything allowed.
@@ -222,6 +257,9 @@ pub struct ContainerConfig {
     /// Which system calls are let through. Records before it was built have none.
     #[serde(default)]
     pub seccomp: Seccomp,
+    /// By which profile it is confined. Records before it was built have none.
+    #[serde(default, skip_serializing_if = "AppArmor::is_unconfined")]
+    pub apparmor: AppArmor,
     /// Exactly these.
     pub masked_paths: Vec<PathBuf>,
     /// Exactly these.

@@ -11,7 +11,7 @@ use super::live::{Container, ContainerKey};
 use super::record::{ContainerIdentity, Places};
 use super::spec::{self, Prepared};
 use super::state::{ContainerFact, ContainerState};
-use super::{log, remove};
+use super::{log, remove, target};
 use crate::blocking;
 use crate::detach::ANSWER_LIMIT;
 use crate::error::{Error, Kind};
@@ -40,7 +40,7 @@ pub async fn create(node: &Arc<Node>, sandbox: &str, config: ContainerConfig) ->
         return Err(not_ready(&sandbox));
     }
     check(&sandbox, &config)?;
-    let config = Arc::new(config);
+    let config = Arc::new(ContainerConfig { pid: target::find(node, &sandbox, &config.pid)?, ..config });
     let key: ContainerKey = (sandbox.id().to_owned(), config.name.clone());
     loop {
         let lives = |id: &str| node.containers.get(id).is_some_and(|container| container.state().lives());
@@ -207,10 +207,12 @@ async fn resolve(
     id: &str,
     config: Arc<ContainerConfig>,
 ) -> Result<(ContainerIdentity, Prepared, crate::image::Lease), Error> {
+    target::check(node, &config.pid)?;
     let lease = node.images.lease(&config.image)?;
     let unified = node.cgroups.unified();
     let (of, asked, from) = (Arc::clone(sandbox), Arc::clone(&config), Arc::clone(&lease.image));
-    let prepared = blocking::run(move || spec::prepare(&of, &asked, &from, unified)).await?;
+    let cdi = node.config.load().cdi_dirs.clone();
+    let prepared = blocking::run(move || spec::prepare(&of, &asked, &from, unified, &cdi)).await?;
     let image = &lease.image;
     let log_path = match (&sandbox.identity.config.log_directory, &config.log_path) {
         (Some(directory), Some(path)) => Some(directory.join(path)),

@@ -17,6 +17,7 @@ pub(crate) mod state;
 pub(crate) mod status;
 pub(crate) mod stop;
 pub(crate) mod stream;
+mod target;
 pub(crate) mod update;
 mod view;
 

@@ -1,7 +1,10 @@
 //! The OCI runtime spec of a container: what was asked for, what the image says, and what every pod gets. It is built
-//! as JSON, since as JSON it is kept and read by people and tools. Pure but for one look at the kernel's capabilities, and
-//! a seccomp profile of this node that is read.
+//! as JSON, since as JSON it is kept and read by people and tools. Pure but for one look at the kernel's capabilities,
+//! devices of the node and their CDI files, and
+//! the profiles of seccomp and
+//! AppArmor of this node that are asked for.
 
+mod apparmor;
 mod capabilities;
 mod devices;
 mod mounts;
@@ -9,11 +12,14 @@ mod process;
 mod seccomp;
 mod signal;
 
+use std::path::{Path, PathBuf};
+
 use cove_runtime::cgroup::Limits;
 use oci_spec::runtime::{LinuxResources, Spec};
 use serde_json::{Value, json};
 
-use super::config::{ContainerConfig, Resources};
+use super::config::{ContainerConfig, PidNamespace, Resources};
+use crate::cdi;
 use crate::error::Error;
 use crate::image::Image;
 use crate::sandbox::config::NamespaceMode;
@@ -42,8 +48,23 @@ pub fn prepare(
     config: &ContainerConfig,
     image: &Image,
     unified: bool,
+    cdi: &[PathBuf],
 ) -> Result<Prepared, Error> {
-    build(&sandbox.identity, &sandbox.places, config, image, unified)
+    let mut prepared = build(&sandbox.identity, &sandbox.places, config, image, unified)?;
+    add_cdi_devices(&mut prepared, config, cdi)?;
+    Ok(prepared)
+}
+
+/// Makes the edits that the devices of vendors need.
+fn add_cdi_devices(prepared: &mut Prepared, config: &ContainerConfig, from: &[PathBuf]) -> Result<(), Error> {
+    if config.cdi_devices.is_empty() {
+        return Ok(());
+    }
+    let refused = |reason: String| Error::invalid("config.CDI_devices", reason);
+    let names = config.cdi_devices.iter().map(|name| cdi::Name::parse(name)).collect::<Result<Vec<_>, _>>();
+    let edits = cdi::find(from, &names.map_err(refused)?).map_err(refused)?;
+    cdi::apply(&mut prepared.spec, prepared.raw_env.as_mut(), &edits, !config.privileged).map_err(refused)?;
+    check(&prepared.spec)
 }
 
 fn build(
@@ -53,12 +74,15 @@ fn build(
     image: &Image,
     unified: bool,
 ) -> Result<Prepared, Error> {
-    if config.pid == NamespaceMode::Pod && sandbox.config.pid != NamespaceMode::Pod {
+    if config.pid == PidNamespace::Pod && sandbox.config.pid != NamespaceMode::Pod {
         let reason = "its sandbox was not made with a shared PID namespace";
         return Err(Error::invalid("config.linux.security_context.namespace_options.pid", reason));
     }
     let seccomp = seccomp::seccomp(config, capabilities::bounding(config)?)?;
-    let (process, raw_env) = process::process(sandbox, config, &image.config)?;
+    let (mut process, raw_env) = process::process(sandbox, config, &image.config)?;
+    if let Some(profile) = apparmor::profile(&config.apparmor, Path::new(apparmor::SYSFS))? {
+        process["apparmorProfile"] = json!(profile);
+    }
     limits(&config.resources, unified)?;
     let nodes = devices::nodes(config)?;
     let mut resources = resources(&config.resources);
@@ -84,10 +108,14 @@ fn build(
     if let Some(seccomp) = seccomp {
         spec["linux"]["seccomp"] = seccomp;
     }
-    let text = |error: serde_json::Error| Error::invalid("config", error.to_string());
-    // Read as what it is to be, before anyone stands on it.
-    serde_json::from_value::<Spec>(spec.clone()).map_err(text)?;
+    check(&spec)?;
     Ok(Prepared { spec, user: process::user(config, &image.config), raw_env })
+}
+
+/// Reads it as what it is to be, before anyone stands on it.
+fn check(spec: &Value) -> Result<(), Error> {
+    let text = |error: serde_json::Error| Error::invalid("config", error.to_string());
+    serde_json::from_value::<Spec>(spec.clone()).map(drop).map_err(text)
 }
 
 /// Exactly those asked for; a privileged container has none.
@@ -98,11 +126,11 @@ fn paths(config: &ContainerConfig, paths: &[std::path::PathBuf]) -> Vec<String> 
     paths.iter().map(|path| path.to_string_lossy().into_owned()).collect()
 }
 
-/// Those that are the container's own. It is born in its pod's net, ipc and uts namespaces, and in its pod's or the
-/// host's PID namespace unless it asked for its own.
+/// Those that are the container's own. It is born in its pod's net, ipc and uts namespaces, and in the PID
+/// namespace of its pod, its target or the host unless it asked for its own.
 fn namespaces(config: &ContainerConfig, unified: bool) -> Vec<Value> {
     let mut namespaces = vec![json!({ "type": "mount" })];
-    if config.pid == NamespaceMode::Container {
+    if config.pid == PidNamespace::Container {
         namespaces.push(json!({ "type": "pid" }));
     }
     if unified && !config.privileged {
@@ -163,7 +191,6 @@ pub(crate) mod tests {
     use crate::container::config::{CapabilityChange, ContainerName, RunAs};
     use crate::image::ImageConfig;
     use crate::sandbox::config::SandboxConfig;
-    use std::path::Path;
     use std::sync::Arc;
 
     pub(crate) fn config() -> ContainerConfig {
@@ -177,17 +204,19 @@ pub(crate) mod tests {
             envs: Vec::new(),
             mounts: Vec::new(),
             devices: Vec::new(),
+            cdi_devices: Vec::new(),
             labels: Default::default(),
             annotations: Default::default(),
             log_path: None,
             resources: Resources::default(),
             capabilities: CapabilityChange::default(),
-            pid: NamespaceMode::Pod,
+            pid: PidNamespace::Pod,
             run_as: RunAs::default(),
             privileged: false,
             readonly_rootfs: false,
             no_new_privs: false,
             seccomp: Default::default(),
+            apparmor: Default::default(),
             masked_paths: vec!["/proc/kcore".into()],
             readonly_paths: vec!["/proc/sys".into()],
             stop_signal: None,
@@ -237,10 +266,11 @@ pub(crate) mod tests {
     #[test]
     fn namespaces_follow_the_request() {
         let table = [
-            (NamespaceMode::Container, false, false, vec!["mount", "pid"]),
-            (NamespaceMode::Pod, true, false, vec!["mount", "cgroup"]),
-            (NamespaceMode::Pod, true, true, vec!["mount"]),
-            (NamespaceMode::Node, false, false, vec!["mount"]),
+            (PidNamespace::Container, false, false, vec!["mount", "pid"]),
+            (PidNamespace::Pod, true, false, vec!["mount", "cgroup"]),
+            (PidNamespace::Pod, true, true, vec!["mount"]),
+            (PidNamespace::Node, false, false, vec!["mount"]),
+            (PidNamespace::Target("t".into()), false, false, vec!["mount"]),
         ];
         for (pid, unified, privileged, wanted) in table {
             let mut config = config();

@@ -15,15 +15,15 @@ use oci_spec::runtime::Spec;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use super::config::PidNamespace;
 use super::live::Container;
 use super::state::ContainerFact;
-use super::{log, spec};
+use super::{log, spec, target};
 use crate::blocking;
 use crate::cgroup::{Placement, Settings};
 use crate::detach::ANSWER_LIMIT;
 use crate::error::{Error, Kind};
 use crate::node::Node;
-use crate::sandbox::config::NamespaceMode;
 use crate::sandbox::live::Sandbox;
 use crate::shim::Shim;
 use crate::step::{Operation, Progress, Steps};
@@ -89,6 +89,7 @@ async fn sequence(
     (asked, result): (&mut bool, oneshot::Receiver<Result<(), Failure>>),
 ) -> Result<(), Error> {
     let spec = steps.whole("spec", read_spec(container)).await?;
+    target::check(node, &container.identity.config.pid)?;
     let placement = steps.whole("cgroup", place(node, container, &spec)).await?;
     let log = steps.whole("log", open_log(node, container)).await?;
     let memfd = steps.whole("seal", seal(container, spec)).await?;
@@ -157,7 +158,12 @@ fn wire_spec(container: &Container, spec: &Spec) -> Result<ContainerSpec, Error>
     let user = User {
         user: identity.user.clone(),
         gid: run_as.group,
-        supplemental: run_as.supplemental_groups.clone(),
+        // Those asked for, and those of its devices.
+        supplemental: spec
+            .process()
+            .as_ref()
+            .and_then(|process| process.user().additional_gids().clone())
+            .unwrap_or_default(),
         policy: if run_as.strict_groups { GroupsPolicy::Strict } else { GroupsPolicy::Merge },
     };
     let mut wire = cove_runtime::spec::container(container.id(), spec, rootfs, user)?;
@@ -182,10 +188,11 @@ async fn ask(
     let config = &container.identity.config;
     let request = Start {
         container: container.id().to_owned(),
-        pid: match config.pid {
-            NamespaceMode::Pod => PidMode::Pod,
-            NamespaceMode::Container => PidMode::Private,
-            NamespaceMode::Node => PidMode::Host,
+        pid: match &config.pid {
+            PidNamespace::Pod => PidMode::Pod,
+            PidNamespace::Container => PidMode::Private,
+            PidNamespace::Node => PidMode::Host,
+            PidNamespace::Target(id) => PidMode::Target(ContainerId { container: id.clone() }),
         },
         log: log.is_some(),
         oom_events: placement.oom_events.is_some(),

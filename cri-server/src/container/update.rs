@@ -84,11 +84,19 @@ mod tests {
             ..Resources::default()
         };
         now.hugepages.insert("2MB".into(), 1);
-        let mut asked = Resources { memory_limit: 128, oom_score_adj: 9, ..Resources::default() };
+        let mut asked = Resources {
+            memory_limit: 128,
+            oom_score_adj: 9,
+            cpu_period: 50_000,
+            cpu_quota: 25_000,
+            cpuset_mems: "0".into(),
+            ..Resources::default()
+        };
         asked.hugepages.insert("1GB".into(), 0);
         let mut after = now.clone();
         after.take(asked);
         assert_eq!((after.cpu_shares, after.memory_limit, after.cpuset_cpus.as_str()), (512, 128, "0"));
+        assert_eq!((after.cpu_period, after.cpu_quota, after.cpuset_mems.as_str()), (50_000, 25_000, "0"));
         assert_eq!(after.oom_score_adj, 3, "a process that runs keeps its score");
         assert_eq!(after.hugepages.len(), 2);
         let mut same = now.clone();

@@ -216,6 +216,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_said_of_a_pods_cgroup_is_written_down() {
+        use crate::container::config::Resources;
+        let said = |shares| {
+            let resources = Some(Resources { cpu_shares: shares, ..Resources::default() });
+            PodResources { overhead: None, resources }
+        };
+        let state = after(&[F::Resized(Box::new(said(2))), F::Resized(Box::new(said(512)))]);
+        assert_eq!(state.resources, Some(said(512)), "the last word counts");
+    }
+
+    #[test]
     fn nothing_in_the_kernel_is_remembered_once_down() {
         let state = after(&[F::Launched(SHIM), F::InitStarted(7), F::Made(Vec::new()), F::Down]);
         assert_eq!((state.shim, state.init, state.down), (None, None, true));

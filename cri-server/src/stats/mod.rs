@@ -2,6 +2,7 @@
 //! measurement of each writable layer. Asks nothing of shims and keeps nothing on disk.
 
 mod cgroup;
+mod detail;
 mod network;
 mod writable;
 
@@ -10,6 +11,7 @@ use std::sync::Arc;
 
 use cove_runtime::cgroup::Stats as CgroupStats;
 
+pub(crate) use detail::{ContainerDetail, Disk, SandboxDetail, details};
 pub(crate) use network::Interface;
 pub(crate) use writable::LayerUsage;
 

@@ -17,6 +17,8 @@ const AGAIN_AFTER: Duration = Duration::from_secs(10);
 const REST: u32 = 20;
 /// How deep directories are followed: each level takes a descriptor. What lies deeper is not counted.
 const MAX_DEPTH: usize = 128;
+/// Between two looks for a first measurement: a fresh layer takes far less.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// Unit of `st_blocks`: stat(2).
 const BLOCK: u64 = 512;
 
@@ -60,6 +62,17 @@ impl Layers {
             layer.asked = jobs.send((id.to_owned(), upper.to_owned())).is_ok();
         }
         layer.usage
+    }
+
+    /// As [`Self::of`]; where the layer was never measured, the first measurement is waited for until `end`. Blocking.
+    pub(super) fn first_of(&self, id: &str, upper: &Path, end: Instant) -> Option<LayerUsage> {
+        loop {
+            let usage = self.of(id, upper);
+            if usage.is_some() || Instant::now() >= end {
+                return usage;
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
     }
 
     /// Forgets those that are not `wanted`.

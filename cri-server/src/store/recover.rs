@@ -64,7 +64,8 @@ fn prepare(node: &Arc<Node>) -> Result<read::Found, Error> {
         sandboxes.values().filter_map(|sandbox| sandbox.attachment()).chain(set_aside).collect()
     };
     let used: Vec<IpAddr> = attachments.iter().flat_map(|attachment| attachment.addresses.clone()).collect();
-    let network = Network::start(&config.instance, &config.network, &used)?;
+    let settings = crate::pod_cidr::complete(&config.network, &config.root);
+    let network = Network::start(&config.instance, &settings, &used)?;
     network.adopt(attachments.iter().map(AsRef::as_ref))?;
     node.equip(network, launcher);
     if found.unreadable_containers == 0 {

@@ -1,19 +1,28 @@
 //! `ContainerConfig` becomes the domain's one of the same name.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::super::wire;
-use super::field::{absolute, known, name, no_control, no_nul, not_built, relative, required, within, word};
+use super::field::{
+    absolute, id, known, name, no_control, no_nul, not_built, relative, required, within, word,
+};
 use super::process::{environment, strings};
 use super::{security, signal};
+use crate::cdi;
 use crate::container::config::{
-    ContainerConfig, ContainerName, DeviceMapping, Mount, MountOption, MountPropagation, Resources,
+    ContainerConfig, ContainerName, DeviceMapping, Mount, MountOption, MountPropagation, PidNamespace,
+    Resources,
 };
 use crate::error::Error;
 use crate::sandbox::config::{NamespaceMode, SandboxConfig};
 
 const SECURITY: &str = "config.linux.security_context";
 const RESOURCES: &str = "config.linux.resources";
+/// What the keys of annotations that name CDI devices begin with (CDI specification, "Kubernetes").
+const CDI_ANNOTATION: &str = "cdi.k8s.io/";
+/// More than any node has.
+const MAX_CDI_DEVICES: usize = 1024;
 /// The longest name of a file: NAME_MAX (limits.h).
 const MAX_KEY: usize = 255;
 
@@ -29,7 +38,7 @@ pub(in crate::api) fn config(
     if context.privileged && !sandbox.privileged {
         return Err(Error::invalid(format!("{SECURITY}.privileged"), "the sandbox is not privileged"));
     }
-    security::apparmor(&context)?;
+    let apparmor = security::apparmor(&context)?;
     let seccomp = security::seccomp(&context)?;
     security::selinux(&format!("{SECURITY}.selinux_options"), context.selinux_options.as_ref())?;
     let image = required("config.image", config.image)?;
@@ -45,6 +54,7 @@ pub(in crate::api) fn config(
         envs: environment(config.envs)?,
         mounts: mounts(config.mounts)?,
         devices: devices(config.devices)?,
+        cdi_devices: cdi_devices(config.cdi_devices, &config.annotations)?,
         labels: config.labels,
         annotations: config.annotations,
         log_path: log_path(&config.log_path)?,
@@ -56,6 +66,7 @@ pub(in crate::api) fn config(
         readonly_rootfs: context.readonly_rootfs,
         no_new_privs: context.no_new_privs,
         seccomp,
+        apparmor,
         masked_paths: paths("masked_paths", &context.masked_paths)?,
         readonly_paths: paths("readonly_paths", &context.readonly_paths)?,
         stop_signal: signal::number(config.stop_signal)?,
@@ -66,7 +77,6 @@ pub(in crate::api) fn config(
 }
 
 fn refuse_not_built(config: &wire::ContainerConfig) -> Result<(), Error> {
-    not_built("config.CDI_devices", !config.cdi_devices.is_empty())?;
     not_built("config.windows", config.windows.is_some())
 }
 
@@ -125,6 +135,34 @@ fn device(field: &str, device: wire::Device) -> Result<DeviceMapping, Error> {
         return Err(Error::invalid(at("permissions"), reason));
     }
     Ok(DeviceMapping { container_path, host_path: device.host_path, permissions })
+}
+
+/// Devices by CDI, each once: those of the field, and those of annotations as device plugins of older kubelets name them,
+/// of which each has a list with commas.
+fn cdi_devices(
+    devices: Vec<wire::CdiDevice>,
+    annotations: &BTreeMap<String, String>,
+) -> Result<Vec<String>, Error> {
+    let by_field = devices
+        .into_iter()
+        .enumerate()
+        .map(|(index, device)| (format!("config.CDI_devices[{index}].name"), device.name));
+    let by_annotation =
+        annotations.iter().filter(|(key, _)| key.starts_with(CDI_ANNOTATION)).flat_map(|(key, names)| {
+            names.split(',').map(move |name| (format!("config.annotations[{key:?}]"), name.to_owned()))
+        });
+    let mut all = Vec::new();
+    for (field, name) in by_field.chain(by_annotation) {
+        cdi::Name::parse(&name).map_err(|reason| Error::invalid(field, reason))?;
+        if !all.contains(&name) {
+            all.push(name);
+        }
+    }
+    if all.len() > MAX_CDI_DEVICES {
+        let reason = format!("are {} devices, more than {MAX_CDI_DEVICES}", all.len());
+        return Err(Error::invalid("config.CDI_devices", reason));
+    }
+    Ok(all)
 }
 
 fn mounts(mounts: Vec<wire::Mount>) -> Result<Vec<Mount>, Error> {
@@ -268,8 +306,13 @@ fn set(field: &str, value: String) -> Result<String, Error> {
 }
 
 /// The PID namespace. Network and IPC are the sandbox's, whatever is asked: they exist once a pod.
-fn pid(options: Option<&wire::NamespaceOption>, sandbox: NamespaceMode) -> Result<NamespaceMode, Error> {
+fn pid(options: Option<&wire::NamespaceOption>, sandbox: NamespaceMode) -> Result<PidNamespace, Error> {
     let field = format!("{SECURITY}.namespace_options.pid");
+    let sandbox = match sandbox {
+        NamespaceMode::Pod => PidNamespace::Pod,
+        NamespaceMode::Container => PidNamespace::Container,
+        NamespaceMode::Node => PidNamespace::Node,
+    };
     let Some(options) = options else { return Ok(sandbox) };
     security::user_namespace(
         &format!("{SECURITY}.namespace_options.userns_options"),
@@ -279,9 +322,12 @@ fn pid(options: Option<&wire::NamespaceOption>, sandbox: NamespaceMode) -> Resul
     match asked {
         // The sandbox's: shared if it shares one, else what it gives its containers. Zero, so also "not given".
         wire::NamespaceMode::Pod => Ok(sandbox),
-        wire::NamespaceMode::Container => Ok(NamespaceMode::Container),
-        wire::NamespaceMode::Node => Ok(NamespaceMode::Node),
-        wire::NamespaceMode::Target => not_built(&field, true).map(|()| sandbox),
+        wire::NamespaceMode::Container => Ok(PidNamespace::Container),
+        wire::NamespaceMode::Node => Ok(PidNamespace::Node),
+        wire::NamespaceMode::Target => {
+            id(&format!("{SECURITY}.namespace_options.target_id"), options.target_id.clone())
+                .map(PidNamespace::Target)
+        }
     }
 }
 
@@ -290,7 +336,7 @@ mod tests {
     use super::super::sandbox as convert_sandbox;
     use super::*;
     use crate::config::Config;
-    use crate::container::config::Seccomp;
+    use crate::container::config::{AppArmor, Seccomp};
 
     fn sandbox(privileged: bool, pid: i32) -> SandboxConfig {
         let security = wire::LinuxSandboxSecurityContext {
@@ -368,7 +414,7 @@ mod tests {
     fn the_smallest_request_is_taken() {
         let container = take(smallest());
         assert_eq!((container.name.name.as_str(), container.name.attempt), ("c", 1));
-        assert_eq!((container.pid, container.resources), (NamespaceMode::Pod, Resources::default()));
+        assert_eq!((container.pid, container.resources), (PidNamespace::Pod, Resources::default()));
         assert!(container.log_path.is_none() && container.stop_signal.is_none() && !container.privileged);
     }
 
@@ -410,7 +456,14 @@ mod tests {
             (with_device("/dev/null", "", ""), "config.devices[0].permissions"),
             (with_device("/dev/null", "", "rx"), "config.devices[0].permissions"),
             (with_device("/dev/null", "", "rr"), "config.devices[0].permissions"),
-            (changed(|config| config.cdi_devices.push(wire::CdiDevice::default())), "config.CDI_devices"),
+            (
+                changed(|config| config.cdi_devices.push(wire::CdiDevice::default())),
+                "config.CDI_devices[0].name",
+            ),
+            (
+                changed(|config| drop(config.annotations.insert("cdi.k8s.io/x".into(), "v/c=d,gpu".into()))),
+                "config.annotations[\"cdi.k8s.io/x\"]",
+            ),
             (
                 changed(|config| config.windows = Some(wire::WindowsContainerConfig::default())),
                 "config.windows",
@@ -451,11 +504,11 @@ mod tests {
             ),
             (
                 with_security(|context| context.apparmor = profile(2)),
-                "config.linux.security_context.apparmor",
+                "config.linux.security_context.apparmor.localhost_ref",
             ),
             (
                 with_security(|context| context.namespace_options = Some(target)),
-                "config.linux.security_context.namespace_options.pid",
+                "config.linux.security_context.namespace_options.target_id",
             ),
             (
                 with_security(|context| context.namespace_options = Some(userns)),
@@ -477,7 +530,8 @@ mod tests {
         refused(seccomp("default"), &field("seccomp_profile_path"));
         assert_eq!(take(seccomp("runtime/default")).seccomp, Seccomp::RuntimeDefault);
         assert_eq!(take(seccomp("localhost//p.json")).seccomp, Seccomp::Localhost("/p.json".into()));
-        refused(apparmor("localhost/x"), &field("apparmor_profile"));
+        refused(apparmor("x"), &field("apparmor_profile"));
+        assert_eq!(take(apparmor("localhost/x")).apparmor, AppArmor::Localhost("x".into()));
         take(seccomp("unconfined"));
         take(apparmor("unconfined"));
     }
@@ -565,6 +619,18 @@ mod tests {
     }
 
     #[test]
+    fn devices_of_vendors_are_named_once() {
+        let container = take(changed(|config| {
+            let device = |name: &str| wire::CdiDevice { name: name.into() };
+            config.cdi_devices = vec![device("v.com/c=2"), device("v.com/c=1"), device("v.com/c=2")];
+            config.annotations.insert("cdi.k8s.io/plugin_1".into(), "v.com/c=3,v.com/c=1".into());
+            config.annotations.insert("cdi.example.com/x".into(), "none of ours".into());
+        }));
+        assert_eq!(container.cdi_devices, ["v.com/c=2", "v.com/c=1", "v.com/c=3"]);
+        assert_eq!(container.annotations.len(), 2, "given back as sent");
+    }
+
+    #[test]
     fn capabilities_have_one_form() {
         let with = |add: &str| {
             with_security(|context| {
@@ -594,12 +660,12 @@ mod tests {
 
     #[test]
     fn pid_follows_the_sandbox_unless_asked_otherwise() {
-        use NamespaceMode::{Container, Node, Pod};
+        use PidNamespace::{Container, Node, Pod};
         // POD, CONTAINER, NODE of the container, in a sandbox of each kind.
         let expected =
             [(0, [Pod, Container, Node]), (1, [Container, Container, Node]), (2, [Node, Container, Node])];
         for (of_sandbox, modes) in expected {
-            for (asked, mode) in (0..).zip(modes) {
+            for (asked, mode) in (0..).zip(modes.clone()) {
                 let wire = with_security(|context| {
                     context.namespace_options =
                         Some(wire::NamespaceOption { pid: asked, ..Default::default() });
@@ -610,6 +676,9 @@ mod tests {
             let silent = config(Some(smallest()), &sandbox(false, of_sandbox)).unwrap();
             assert_eq!(silent.pid, modes[0]);
         }
+        let target = wire::NamespaceOption { pid: 3, target_id: "t".into(), ..Default::default() };
+        let beside = take(with_security(|context| context.namespace_options = Some(target)));
+        assert_eq!(beside.pid, PidNamespace::Target("t".into()));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use super::super::wire;
+use crate::config::Network;
 use crate::error::Error;
 
 /// PATH_MAX less its final NUL (limits.h).
@@ -109,6 +111,25 @@ pub(super) fn user_id(field: &str, value: i64) -> Result<u32, Error> {
         .ok_or_else(|| Error::invalid(field, format!("{value} is not an id: 0 to 4294967294")))
 }
 
+/// The pod CIDRs of a node, which a kubelet writes with a comma between two. None says nothing.
+pub(in crate::api) fn pod_cidrs(config: Option<wire::RuntimeConfig>) -> Result<Vec<String>, Error> {
+    const FIELD: &str = "runtime_config.network_config.pod_cidr";
+    let text = config.and_then(|config| config.network_config).unwrap_or_default().pod_cidr;
+    let mut ranges: Vec<String> = Vec::new();
+    for range in text.split(',').map(str::trim).filter(|range| !range.is_empty()) {
+        let (network, _) = Network::cidr(range).ok_or_else(|| {
+            Error::invalid(FIELD, format!("{range:?} is not an address and a prefix length"))
+        })?;
+        let family =
+            |known: &String| Network::cidr(known).is_some_and(|(ip, _)| ip.is_ipv4() == network.is_ipv4());
+        if ranges.iter().any(family) {
+            return Err(Error::invalid(FIELD, format!("{range:?} is a second one of its family")));
+        }
+        ranges.push(range.to_owned());
+    }
+    Ok(ranges)
+}
+
 /// A number within bounds.
 pub(super) fn within(field: &str, value: i64, bounds: std::ops::RangeInclusive<i64>) -> Result<i64, Error> {
     if bounds.contains(&value) {
@@ -162,6 +183,25 @@ mod tests {
         }
         for bad in [-1, 4_294_967_295, 4_294_967_296, i64::MAX, i64::MIN] {
             assert!(user_id("f", bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn pod_cidrs_are_at_most_one_a_family() {
+        let of = |text: &str| {
+            let network_config = Some(wire::NetworkConfig { pod_cidr: text.into() });
+            pod_cidrs(Some(wire::RuntimeConfig { network_config }))
+        };
+        assert_eq!(pod_cidrs(None).unwrap(), [""; 0]);
+        for (text, ranges) in [
+            ("", vec![]),
+            ("10.244.1.0/24", vec!["10.244.1.0/24"]),
+            ("10.244.1.0/24, fd00:1::/64", vec!["10.244.1.0/24", "fd00:1::/64"]),
+        ] {
+            assert_eq!(of(text).unwrap(), ranges);
+        }
+        for bad in ["10.244.1.0", "10.244.1.0/33", "10.0.0.0/24,10.1.0.0/24", "pods"] {
+            assert!(of(bad).is_err(), "{bad}");
         }
     }
 

@@ -373,7 +373,10 @@ mod tests {
                 with_namespaces(|options| options.userns_options = userns(1)),
                 format!("{namespaces}.userns_options.mode"),
             ),
-            (with_security(|context| context.selinux_options = label), format!("{security}.selinux_options")),
+            (
+                with_security(|context| context.selinux_options = label),
+                format!("{security}.selinux_options.level"),
+            ),
         ];
         for (request, field) in cases {
             refused(request, &field);

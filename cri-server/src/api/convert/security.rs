@@ -7,13 +7,17 @@ use oci_spec::runtime::Capability;
 
 use super::super::wire;
 use super::field::{known, no_control, not_built, user_id};
-use crate::container::config::{CapabilityChange, RunAs, Seccomp};
+use crate::container::config::{AppArmor, CapabilityChange, RunAs, Seccomp};
 use crate::error::Error;
 
 /// The longest user name: LOGIN_NAME_MAX (limits.h).
 const MAX_USER: usize = 256;
 /// NGROUPS_MAX (limits.h).
 const MAX_GROUPS: usize = 65_536;
+/// The longest name of an AppArmor profile that is taken: PATH_MAX, since profiles are named by paths.
+const MAX_PROFILE: usize = 4096;
+/// The longest part of an SELinux label that is taken: they are words of a policy.
+const MAX_LABEL: usize = 255;
 const FIELD: &str = "config.linux.security_context";
 
 /// User, group and further groups.
@@ -124,25 +128,44 @@ fn localhost_profile(field: &str, path: &str) -> Result<Seccomp, Error> {
     Ok(Seccomp::Localhost(path.into()))
 }
 
-/// AppArmor: only "unconfined" is built. A privileged container is unconfined whatever is asked.
-pub(super) fn apparmor(security: &wire::LinuxContainerSecurityContext) -> Result<(), Error> {
-    let confined = match &security.apparmor {
-        None => false,
-        Some(profile) => {
-            let kind: wire::security_profile::ProfileType =
-                known(&format!("{FIELD}.apparmor.profile_type"), profile.profile_type)?;
-            kind != wire::security_profile::ProfileType::Unconfined
-        }
-    };
-    if security.privileged {
-        return Ok(());
-    }
-    not_built(&format!("{FIELD}.apparmor"), confined)?;
-    #[expect(deprecated, reason = "what an older client sends must be refused, not dropped")]
+/// The AppArmor profile. The newer field wins over the older one; a privileged container is unconfined whatever is asked.
+/// Whether the node can enforce it is found out when the container is created.
+pub(super) fn apparmor(security: &wire::LinuxContainerSecurityContext) -> Result<AppArmor, Error> {
+    #[expect(deprecated, reason = "what an older client sends must be honoured, not dropped")]
     let name = security.apparmor_profile.as_str();
-    // The newer field wins over the older one.
-    let old = security.apparmor.is_none() && !name.is_empty() && name != "unconfined";
-    not_built(&format!("{FIELD}.apparmor_profile"), old)
+    let asked = match &security.apparmor {
+        Some(profile) => match known(&format!("{FIELD}.apparmor.profile_type"), profile.profile_type)? {
+            wire::security_profile::ProfileType::Unconfined => AppArmor::Unconfined,
+            wire::security_profile::ProfileType::RuntimeDefault => AppArmor::RuntimeDefault,
+            wire::security_profile::ProfileType::Localhost => {
+                loaded_profile(&format!("{FIELD}.apparmor.localhost_ref"), &profile.localhost_ref)?
+            }
+        },
+        None => match name {
+            "" | "unconfined" => AppArmor::Unconfined,
+            "runtime/default" => AppArmor::RuntimeDefault,
+            other => {
+                let at = format!("{FIELD}.apparmor_profile");
+                match other.strip_prefix("localhost/") {
+                    Some(name) => loaded_profile(&at, name)?,
+                    None => return Err(Error::invalid(at, format!("{other:?} names no AppArmor profile"))),
+                }
+            }
+        },
+    };
+    Ok(if security.privileged { AppArmor::Unconfined } else { asked })
+}
+
+/// The name of a profile ends up in a file of procfs. A missing one is never "unconfined".
+fn loaded_profile(field: &str, name: &str) -> Result<AppArmor, Error> {
+    no_control(field, name)?;
+    // What clients of older runtimes send in either field.
+    let name = name.strip_prefix("localhost/").unwrap_or(name);
+    if name.is_empty() || name.len() > MAX_PROFILE {
+        let reason = format!("must be the name of an AppArmor profile, of 1 to {MAX_PROFILE} bytes");
+        return Err(Error::invalid(field, reason));
+    }
+    Ok(AppArmor::Localhost(name.to_owned()))
 }
 
 /// The host's, or none: a user namespace is not built.
@@ -163,11 +186,101 @@ pub(super) fn user_namespace(field: &str, options: Option<&wire::UserNamespace>)
 pub(super) fn selinux(field: &str, options: Option<&wire::SeLinuxOption>) -> Result<(), Error> {
     static WARNED: Once = Once::new();
     let Some(options) = options else { return Ok(()) };
-    for value in [&options.user, &options.role, &options.r#type, &options.level] {
-        no_control(field, value)?;
-        if !value.is_empty() {
-            WARNED.call_once(|| tracing::warn!(field, "SELinux labels have no effect: said once"));
+    for (name, value) in [("user", &options.user), ("role", &options.role), ("type", &options.r#type)] {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+        if value.len() > MAX_LABEL || !value.bytes().all(allowed) {
+            return Err(Error::invalid(
+                format!("{field}.{name}"),
+                format!("{value:?} is no part of a label"),
+            ));
         }
     }
+    if !options.level.is_empty() && !is_level(&options.level) {
+        let reason = format!("{:?} is not a level such as s0 or s0-s0:c1,c2.c9", options.level);
+        return Err(Error::invalid(format!("{field}.level"), reason));
+    }
+    if [&options.user, &options.role, &options.r#type, &options.level].iter().any(|value| !value.is_empty()) {
+        WARNED.call_once(|| tracing::warn!(field, "SELinux labels have no effect: said once"));
+    }
     Ok(())
+}
+
+/// A level of multi-level security: `s0`, or a range of two, with categories: `s0:c1,c3.c7`.
+fn is_level(level: &str) -> bool {
+    let number = |text: &str, letter: char| {
+        let digits = text.strip_prefix(letter).unwrap_or_default();
+        (1..=4).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    let categories = |text: &str| {
+        text.split(',').all(|part| match part.split_once('.') {
+            Some((first, last)) => number(first, 'c') && number(last, 'c'),
+            None => number(part, 'c'),
+        })
+    };
+    let one = |text: &str| match text.split_once(':') {
+        Some((sensitivity, set)) => number(sensitivity, 's') && categories(set),
+        None => number(text, 's'),
+    };
+    match level.split_once('-') {
+        Some((low, high)) => one(low) && one(high),
+        None => one(level),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_have_a_form() {
+        for good in ["s0", "s0-s15", "s0:c1", "s0-s0:c0.c1023", "s0:c1,c3.c7"] {
+            assert!(is_level(good), "{good}");
+        }
+        for bad in
+            ["", "0", "s", "s0:", "s0:c", "s0:c1,", "s0:c1.", "s0-", "s0:c12345", "s0 ", "s0:c1\n", "S0"]
+        {
+            assert!(!is_level(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    #[expect(deprecated, reason = "what an older client sends must be honoured, not dropped")]
+    fn the_newer_field_wins_and_privileged_is_unconfined() {
+        let profile =
+            |kind, name: &str| Some(wire::SecurityProfile { profile_type: kind, localhost_ref: name.into() });
+        let with = |old: &str, new, privileged| {
+            apparmor(&wire::LinuxContainerSecurityContext {
+                apparmor_profile: old.into(),
+                apparmor: new,
+                privileged,
+                ..Default::default()
+            })
+        };
+        let web = || AppArmor::Localhost("web".into());
+        for (old, new, expected) in [
+            ("", None, AppArmor::Unconfined),
+            ("unconfined", None, AppArmor::Unconfined),
+            ("runtime/default", None, AppArmor::RuntimeDefault),
+            ("localhost/web", None, web()),
+            ("localhost/other", profile(2, "web"), web()),
+            ("", profile(2, "localhost/web"), web()),
+            ("localhost/web", profile(1, ""), AppArmor::Unconfined),
+            ("unconfined", profile(0, ""), AppArmor::RuntimeDefault),
+        ] {
+            assert_eq!(with(old, new.clone(), false).unwrap(), expected, "{old} {new:?}");
+            assert_eq!(with(old, new, true).unwrap(), AppArmor::Unconfined, "privileged");
+        }
+        let long = "x".repeat(MAX_PROFILE + 1);
+        for (old, new) in [
+            ("web", None),
+            ("localhost/", None),
+            ("docker/default", None),
+            ("", profile(2, "")),
+            ("", profile(2, "a\nb")),
+            ("", profile(2, &long)),
+            ("", profile(7, "")),
+        ] {
+            assert!(with(old, new.clone(), false).is_err(), "{old} {new:?}");
+        }
+    }
 }

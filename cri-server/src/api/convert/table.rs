@@ -29,11 +29,22 @@ fn messages(proto: &str) -> Messages {
     all
 }
 
-/// Every field below a message that has none below it itself. What is for Windows counts as one.
+/// Messages with tables of their own.
+const APART: [&str; 2] = ["PodSandboxConfig", "ContainerConfig"];
+
+/// The request messages of every RPC.
+fn requests(proto: &str) -> Vec<&str> {
+    let calls = proto.lines().filter_map(|line| line.trim().strip_prefix("rpc "));
+    calls.filter_map(|call| Some(call.split_once('(')?.1.split_once(')')?.0)).collect()
+}
+
+/// Every field below a message that has none below it itself. What is for Windows counts as one, and so does a message with
+/// a table of its own.
 fn leaves(messages: &Messages, message: &str, path: &str, found: &mut Vec<String>) {
     for (kind, name) in &messages[message] {
         let path = format!("{path}.{name}");
-        if messages.contains_key(kind) && !kind.ends_with("Int64Value") && name != "windows" {
+        let apart = kind.ends_with("Int64Value") || name == "windows" || APART.contains(&kind.as_str());
+        if messages.contains_key(kind) && !apart {
             leaves(messages, kind, &path, found);
         } else {
             found.push(path);
@@ -60,14 +71,17 @@ fn covers(row: &str, field: &str) -> bool {
 
 #[test]
 fn every_field_has_one_row_and_every_row_a_field() {
-    let messages = messages(include_str!("../../../proto/api.proto"));
+    let proto = include_str!("../../../proto/api.proto");
+    let messages = messages(proto);
     let document = std::fs::read_to_string(repository().join("docs/cri.md")).unwrap();
     let rows = rows(&document);
     let mut fields = Vec::new();
-    for message in ["PodSandboxConfig", "ContainerConfig"] {
+    let requests = requests(proto);
+    assert_eq!(requests.len(), 43, "{requests:?}");
+    for message in APART.into_iter().chain(requests) {
         leaves(&messages, message, message, &mut fields);
     }
-    assert!(fields.len() > 100, "the contract was not read: {fields:?}");
+    assert!(fields.len() > 200, "the contract was not read: {fields:?}");
     for field in &fields {
         let found: Vec<_> = rows.iter().filter(|[row, ..]| covers(row, field)).collect();
         assert_eq!(found.len(), 1, "{field}: {found:?}");
@@ -94,4 +108,36 @@ fn every_case_that_is_named_exists() {
         count += 1;
     }
     assert!(count > 30, "{count} cases are named");
+}
+
+/// Every source file below a directory.
+fn sources(directory: &Path, found: &mut String) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push_str(&std::fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn every_unit_test_that_is_named_exists() {
+    let mut text = String::new();
+    for package in ["cri-server/src", "runtime/src", "netplugin/src"] {
+        sources(&repository().join(package), &mut text);
+    }
+    let document = std::fs::read_to_string(repository().join("docs/cri.md")).unwrap();
+    let mut count = 0;
+    for [row, _, shown] in rows(&document) {
+        let Some((_, named)) = shown.split_once("unit test") else { continue };
+        // Names of tests stand between backticks and are sentences; values are words, and cases have colons.
+        let is_test = |name: &&str| !name.contains("::") && name.matches('_').count() >= 2;
+        for name in named.split('`').skip(1).step_by(2).filter(is_test) {
+            assert!(text.contains(&format!("fn {name}()")), "{row}: {name}");
+            count += 1;
+        }
+    }
+    assert!(count > 10, "{count} unit tests are named");
 }
