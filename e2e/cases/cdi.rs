@@ -14,6 +14,8 @@ cases!(
     edits_the_container_of_a_device,
     takes_devices_from_annotations,
     prefers_the_later_directory,
+    runs_hooks_before_the_program,
+    gives_up_on_hooks_that_fail_or_hang,
     refuses_what_it_cannot_have,
 );
 
@@ -132,6 +134,88 @@ async fn prefers_the_later_directory(world: &mut World) -> Outcome {
     write(world, true, "v.json", &telling("new", &["one", "two"]))?;
     let (_, text) = world.output(&id, &config, &look(world, "second")).await?;
     ensure_eq!(text, "new new\n");
+    Ok(())
+}
+
+/// A device with one hook, which is a shell script of the host.
+fn hooked(world: &World, name: &str, script: &str, more: serde_json::Value) -> Outcome<serde_json::Value> {
+    let path = world.directory.join(format!("{name}.sh"));
+    fs::write(&path, format!("#!/bin/sh\n{script}\n"))?;
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let mut hook = json!({ "hookName": "createContainer", "path": path, "args": ["vendor-hook", "one", "two words"],
+                           "env": ["PATH=/usr/bin:/bin", "OF_HOOK=yes"] });
+    hook.as_object_mut().ok_or("no object")?.extend(more.as_object().cloned().unwrap_or_default());
+    Ok(
+        json!({ "name": name, "containerEdits": { "hooks": [hook], "deviceNodes": [{ "path": "/dev/fuse" }] } }),
+    )
+}
+
+async fn runs_hooks_before_the_program(world: &mut World) -> Outcome {
+    // As a vendor's tool does: the state on stdin leads to the bundle, and that to the root file system with its mounts.
+    let told = world.directory.join("told");
+    let script = format!(
+        r#"state=$(cat); root=$(printf %s "$state" | sed 's/.*"bundle":"\([^"]*\)".*/\1/')/rootfs
+echo "$state" >{0}; echo "$0 $# $2 $OF_HOOK $HOME" >>{0}; umask >>{0}; cat /proc/self/cgroup >>{0}
+test -c $root/dev/fuse && test -e $root/proc/version && test -f $root/etc/hosts || exit 9
+mkdir -p $root/usr/lib; ln -s libvendor.so.9 $root/usr/lib/libvendor.so; echo made >$root/usr/lib/libvendor.so.9
+setsid sleep 4242 </dev/null >/dev/null 2>&1 & exit 0"#,
+        told.display()
+    );
+    let devices = [hooked(world, "tool", &script, json!({}))?];
+    let text = json!({ "cdiVersion": "0.6.0", "kind": "v.example/hook", "devices": devices });
+    write(world, true, "hook.json", &text.to_string())?;
+    for (pod_name, pid) in [("hooks", NamespaceMode::Pod), ("hooks-apart", NamespaceMode::Container)] {
+        let mut config = world.pod(pod_name);
+        cove_e2e::pod::namespaces(&mut config).pid = pid.into();
+        let id = world.run_pod(&config).await?;
+        let script = "cat /usr/lib/libvendor.so; ls /proc | grep -c '^[0-9]'; sleep 1000";
+        let container = with(world.script("device", script), &["v.example/hook=tool"]);
+        let container = world.launch(&id, &config, &container).await?;
+        // Nobody is left of the hook in any PID namespace that the container sees.
+        let log = crate::world::log_text(&world.wrote(&container, "made").await?)?;
+        ensure!(log.starts_with("made\n"), "{log}");
+        let seen = world.exec(&container, &["sh", "-c", "ps -o args"]).await?;
+        ensure!(!String::from_utf8(seen.stdout)?.contains("4242"), "what a hook left behind is in sight");
+        let text = fs::read_to_string(&told)?;
+        let mut lines = text.lines();
+        let state: serde_json::Value = serde_json::from_str(lines.next().ok_or("no state")?)?;
+        ensure_eq!(state["id"], json!(container));
+        ensure!(state["status"] == "creating" && state["pid"].as_i64().is_some_and(|pid| pid > 0), "{state}");
+        let line = lines.next().ok_or("no line")?;
+        ensure!(line.ends_with(" 2 two words yes "), "arguments and environment: {line}");
+        ensure_eq!(lines.next(), Some("0022"));
+        ensure!(text.contains(&container), "it runs in the container's cgroup: {text}");
+        world.stop_pod(&id).await?;
+        world.remove_pod(&id).await?;
+    }
+    Ok(())
+}
+
+async fn gives_up_on_hooks_that_fail_or_hang(world: &mut World) -> Outcome {
+    let devices = [
+        hooked(world, "fails", "echo the driver is gone >&2; exit 3", json!({}))?,
+        hooked(world, "hangs", "yes lots >&2 & sleep 4243", json!({ "timeout": 1 }))?,
+        hooked(world, "missing", "true", json!({ "path": "/no/such/tool" }))?,
+        hooked(world, "other", "true", json!({ "hookName": "createRuntime" }))?,
+    ];
+    let text = json!({ "cdiVersion": "0.6.0", "kind": "v.example/bad", "devices": devices });
+    write(world, true, "bad.json", &text.to_string())?;
+    let config = world.pod("bad-hooks");
+    let id = world.run_pod(&config).await?;
+    for (name, words) in
+        [("fails", "the driver is gone"), ("hangs", "took longer than 1s"), ("missing", "/no/such/tool")]
+    {
+        let container = with(world.script(name, "true"), &[&format!("v.example/bad={name}")]);
+        let container = world.create(&id, &config, &container).await?;
+        let refused = world.start(&container).await.refused()?;
+        ensure_eq!((name, refused.code()), (name, tonic::Code::FailedPrecondition));
+        ensure!(refused.message().contains("hooks") && refused.message().contains(words), "{refused}");
+        let status = world.status(&container).await?;
+        ensure_eq!((status.state(), status.reason.as_str()), (ContainerState::ContainerExited, "StartError"));
+    }
+    let refused = with(world.script("other", "true"), &["v.example/bad=other"]);
+    let refused = world.create(&id, &config, &refused).await.refused()?;
+    ensure!(refused.message().contains("createRuntime"), "{refused}");
     Ok(())
 }
 

@@ -144,9 +144,7 @@ async fn lists_what_runs_and_nothing_else(world: &mut World) -> Outcome {
 
 async fn tells_metrics_as_cadvisor_does(world: &mut World) -> Outcome {
     let config = world.pod("metrics");
-    config.labels.insert("app".into(), "web".into());
     let id = world.run_pod(&config).await?;
-    let other = world.run_pod(&world.pod("other")).await?;
     let script =
         "dd if=/dev/zero of=/fill bs=1M count=3 2>/dev/null; sleep 1000 & sleep 1000 & echo ready; wait";
     let mut container = world.script("measured", script);

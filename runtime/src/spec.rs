@@ -18,7 +18,7 @@ use oci_spec::runtime::{
 
 use crate::build::capabilities;
 use crate::build::request::{
-    Capabilities, ContainerSpec, Device, MountKind, ProcessSpec, Rlimit, Rootfs, User,
+    Capabilities, ContainerSpec, Device, Hook, Hooks, MountKind, ProcessSpec, Rlimit, Rootfs, User,
 };
 use crate::build::rlimits;
 use crate::cgroup::{DeviceRule, Limits};
@@ -91,6 +91,35 @@ pub fn container(id: &str, spec: &Spec, rootfs: Rootfs, user: User) -> Result<Co
         readonly_paths,
         process,
     })
+}
+
+/// The hooks of a spec, if it has any: what stands behind a [`ContainerSpec`]. `bundle`: where its config.json lies.
+///
+/// # Errors
+/// The first field that is wrong or not built.
+pub fn hooks(id: &str, spec: &Spec, bundle: &Path) -> Result<Option<Hooks>, SpecError> {
+    let asked =
+        spec.hooks().as_ref().and_then(|hooks| hooks.create_container().as_deref()).unwrap_or_default();
+    if asked.is_empty() {
+        return Ok(None);
+    }
+    let text = |all: &Option<Vec<String>>| all.iter().flatten().map(Into::into).collect();
+    let mut all = Vec::new();
+    for (i, hook) in asked.iter().enumerate() {
+        if !hook.path().is_absolute() {
+            let reason = format!("{} is not absolute", hook.path().display());
+            return Err(SpecError::new(format!("hooks.createContainer[{i}].path"), reason));
+        }
+        let timeout = hook.timeout().map_or(Ok(0), u32::try_from).map_err(|_| {
+            SpecError::new(format!("hooks.createContainer[{i}].timeout"), "is no number of seconds")
+        })?;
+        all.push(Hook { path: hook.path().clone(), args: text(hook.args()), env: text(hook.env()), timeout });
+    }
+    // Only the builder knows its pid: it adds it, and the brace.
+    let state =
+        serde_json::json!({ "ociVersion": spec.version(), "id": id, "status": "creating", "bundle": bundle });
+    let state = state.to_string().trim_end_matches('}').to_owned();
+    Ok(Some(Hooks { state, create_container: all }))
 }
 
 /// A process from its spec, for an exec in a container without a seccomp filter; see [`exec`].

@@ -174,8 +174,23 @@ fn add_mount(spec: &mut Value, mount: &Mount) -> Result<(), String> {
     Ok(())
 }
 
-fn add_hook(_: &mut Value, hook: &Hook) -> Result<(), String> {
-    Err(format!("the hook {} ({}) is not implemented by this version of Cove", hook.hook_name, hook.path))
+/// The only hooks of CDI files in use; the others are for who makes networks.
+fn add_hook(spec: &mut Value, hook: &Hook) -> Result<(), String> {
+    if hook.hook_name != "createContainer" {
+        let Hook { hook_name, path, .. } = hook;
+        return Err(format!("the hook {hook_name} ({path}) is not implemented by this version of Cove"));
+    }
+    let mut entry = json!({ "path": hook.path });
+    for (field, values) in [("args", &hook.args), ("env", &hook.env)] {
+        if let Some(values) = values.as_ref().filter(|values| !values.is_empty()) {
+            entry[field] = json!(values);
+        }
+    }
+    if let Some(seconds) = hook.timeout.filter(|seconds| *seconds > 0) {
+        entry["timeout"] = json!(seconds);
+    }
+    list(&mut spec["hooks"]["createContainer"]).push(entry);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -261,6 +276,21 @@ mod tests {
         let missing =
             applied(json!({ "mounts": [{ "hostPath": "/nowhere/lib.so", "containerPath": "/a" }] }));
         assert!(missing.unwrap_err().contains("/nowhere/lib.so"));
+    }
+
+    #[test]
+    fn hooks_come_in_their_order() {
+        let spec = applied(json!({ "hooks": [
+            { "hookName": "createContainer", "path": "/bin/one", "args": ["one", "-v"], "env": ["A=1"], "timeout": 5 },
+            { "hookName": "createContainer", "path": "/bin/two", "args": [], "timeout": 0 },
+        ] }));
+        assert_eq!(
+            spec.unwrap()["hooks"],
+            json!({ "createContainer": [
+                { "path": "/bin/one", "args": ["one", "-v"], "env": ["A=1"], "timeout": 5 },
+                { "path": "/bin/two" },
+            ] })
+        );
     }
 
     #[test]

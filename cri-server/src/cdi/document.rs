@@ -98,8 +98,8 @@ pub(super) struct Hook {
     pub path: String,
     pub args: Option<Vec<String>>,
     pub env: Option<Vec<String>>,
-    #[serde(default, rename = "timeout")]
-    _timeout: Option<u32>,
+    /// Seconds.
+    pub timeout: Option<u32>,
 }
 
 /// Reads a file. Blocking, but never for ever: a pipe is no file.

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cove_runtime::build::request::{ContainerSpec, GroupsPolicy, Rootfs, User};
+use cove_runtime::build::request::{ContainerOrder, ContainerSpec, GroupsPolicy, Rootfs, User};
 use cove_runtime::memfd;
 use cove_runtime::protocol::{ContainerId, Failure, PidMode, Request, Signal, Start, StartOpen};
 use cove_runtime::wire::Wire;
@@ -136,7 +136,8 @@ async fn open_log(node: &Arc<Node>, container: &Arc<Container>) -> Result<Option
 async fn seal(container: &Arc<Container>, spec: Box<Spec>) -> Result<OwnedFd, Error> {
     let container = Arc::clone(container);
     blocking::run(move || {
-        let wire = wire_spec(&container, &spec)?.to_bytes();
+        let hooks = cove_runtime::spec::hooks(container.id(), &spec, &container.places.bundle)?;
+        let wire = ContainerOrder { spec: wire_spec(&container, &spec)?, hooks }.to_bytes();
         memfd::sealed("container", &wire).map_err(|error| {
             Error::system("seal the spec of", format!("container {}", container.id()), error)
         })

@@ -12,10 +12,10 @@ use super::line::{self, Line};
 use super::mounts::clean;
 use super::process::{self, Process};
 use super::report::Report;
-use super::request::{ContainerSpec, ProcessSpec};
+use super::request::{ContainerOrder, ContainerSpec, ProcessSpec};
 use super::sources::Detached;
 use super::step::At;
-use super::{PidEntry, Work, devices, identity, mapped, masks, mounts, namespaces, rootfs, sources};
+use super::{PidEntry, Work, devices, hooks, identity, mapped, masks, mounts, namespaces, rootfs, sources};
 use crate::memfd;
 use crate::protocol::{Failure, MAX_SPEC};
 use crate::wire::Wire;
@@ -32,7 +32,7 @@ pub(super) fn run(
     }
     let Work { single, spec, gate0, stdio, terminal, .. } = work;
     begin(gate0)?;
-    let spec: ContainerSpec = read_spec(spec)?;
+    let ContainerOrder { spec, hooks } = read_spec(spec)?;
     namespaces::own_cgroup(spec.new_cgroup_namespace)?;
     let proc = open_proc(&spec.process)?;
 
@@ -48,8 +48,16 @@ pub(super) fn run(
     let root = Root::from_fd(overlay);
     let who = identity::resolve(&root, &spec.process.user)?;
     line.say(&Report::User(who.user.clone()));
+    if let Some(hooks) = &hooks {
+        // They finish what they find, and their files are the host's: only for them is anything attached before the pivot.
+        fill(&root, &spec, &detached)?;
+        hooks::run(hooks, matches!(&pid, PidEntry::First))?;
+    }
     rootfs::enter(root.as_fd())?;
-    furnish(&root, &spec, detached)?;
+    if hooks.is_none() {
+        fill(&root, &spec, &detached)?;
+    }
+    protect(&root, &spec, detached)?;
 
     let clone = match pid {
         PidEntry::First => None,
@@ -65,8 +73,18 @@ pub(super) fn run(
 
 /// After the pivot: all that lies over the root file system.
 pub(super) fn furnish(root: &Root, spec: &ContainerSpec, detached: Vec<Detached<'_>>) -> Result<(), Failure> {
-    mounts::attach(root, &detached)?;
-    devices::make(root, &spec.mounts, &spec.devices)?;
+    fill(root, spec, &detached)?;
+    protect(root, spec, detached)
+}
+
+/// Mounts and nodes.
+fn fill(root: &Root, spec: &ContainerSpec, detached: &[Detached<'_>]) -> Result<(), Failure> {
+    mounts::attach(root, detached)?;
+    devices::make(root, &spec.mounts, &spec.devices)
+}
+
+/// What must not be seen or written to; after the pivot, always.
+fn protect(root: &Root, spec: &ContainerSpec, detached: Vec<Detached<'_>>) -> Result<(), Failure> {
     masks::make_readonly(root, &spec.readonly_paths)?;
     masks::mask(root, &spec.masked_paths)?;
     make_cwd(root, &spec.process.cwd)?;

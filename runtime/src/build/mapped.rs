@@ -10,7 +10,7 @@ use super::create::{begin, furnish, open_proc, read_spec};
 use super::line::Line;
 use super::process::{Process, clone_first};
 use super::report::Report;
-use super::request::{ContainerSpec, Mount, MountKind};
+use super::request::{ContainerOrder, ContainerSpec, Mount, MountKind};
 use super::sources::{self, Detached, Held, is_dev};
 use super::step::{At, refuse};
 use super::userns::UserNamespace;
@@ -27,7 +27,10 @@ pub(super) fn run(
     let Work { single, spec, gate0, stdio, terminal, user } = work;
     begin(gate0)?;
     let Some(user) = user else { return refuse("userns", "there is no user namespace".to_owned()) };
-    let spec: ContainerSpec = read_spec(spec)?;
+    let ContainerOrder { spec, hooks } = read_spec(spec)?;
+    if hooks.is_some() {
+        return refuse("hooks", "a pod with a user namespace cannot have devices with hooks yet".to_owned());
+    }
     let proc = open_proc(&spec.process)?;
 
     // With the host's rights.

@@ -11,6 +11,7 @@ mod cgroups;
 mod create;
 mod devices;
 mod holder;
+mod hooks;
 mod identity;
 mod join;
 mod line;

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::wire::{Malformed, Reader, Wire};
 use crate::{wire_enum, wire_struct};
 
 wire_struct! {
@@ -25,6 +26,53 @@ wire_struct! {
         pub readonly_paths: Vec<PathBuf>,
         /// The first process.
         pub process: ProcessSpec,
+    }
+}
+
+/// What a builder reads: a container, and behind it what only some have. An older builder refuses what it does not know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerOrder {
+    /// The container.
+    pub spec: ContainerSpec,
+    /// Programs that finish its root file system.
+    pub hooks: Option<Hooks>,
+}
+
+impl Wire for ContainerOrder {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.spec.put(out);
+        if let Some(hooks) = &self.hooks {
+            hooks.put(out);
+        }
+    }
+    fn take(input: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let spec = ContainerSpec::take(input)?;
+        let hooks = if input.is_empty() { None } else { Some(Hooks::take(input)?) };
+        Ok(Self { spec, hooks })
+    }
+}
+
+wire_struct! {
+    /// Programs of the host that are run while a container is made.
+    pub struct Hooks {
+        /// The container's state (runtime spec, "State") as JSON, but for the pid and the brace at its end.
+        pub state: String,
+        /// Those that are run when its mounts and nodes are made, before the host is out of sight.
+        pub create_container: Vec<Hook>,
+    }
+}
+
+wire_struct! {
+    /// A program of the host. Gets the container's state on its standard input.
+    pub struct Hook {
+        /// On the host.
+        pub path: PathBuf,
+        /// Its own name and arguments; none: the path.
+        pub args: Vec<OsString>,
+        /// `NAME=value` entries; no others.
+        pub env: Vec<OsString>,
+        /// Seconds it may take; 0: as long as others.
+        pub timeout: u32,
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::SpecError;
 
 /// JSON paths; `[]` is every element, a final `*` everything below. Who acts: builder or shim, unless it says so.
-const HONOURED: [&str; 51] = [
+const HONOURED: [&str; 52] = [
     "ociVersion",
     "root.path",
     "root.readonly",
@@ -34,6 +34,7 @@ const HONOURED: [&str; 51] = [
     "process.noNewPrivileges",
     "process.apparmorProfile",
     "process.oomScoreAdj",
+    "hooks.createContainer[].*",
     // The daemon places and limits the container.
     "linux.cgroupsPath",
     "linux.resources.devices[].*",
