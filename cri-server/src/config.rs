@@ -9,7 +9,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use cove_layer::Limits;
 use serde::{Deserialize, Serialize};
+
+use crate::image::Bounds;
 
 pub(crate) use check::ConfigError;
 
@@ -52,6 +55,8 @@ pub(crate) struct Config {
     pub stream: Stream,
     /// Images.
     pub images: ImageOptions,
+    /// What one image may cost.
+    pub image_limits: ImageLimits,
     /// Runtime handlers by name; the one without a name is always there.
     pub handlers: BTreeMap<String, Handler>,
 }
@@ -140,10 +145,54 @@ pub(crate) struct Stream {
 pub(crate) struct ImageOptions {
     /// Registries, as `host` or `host:port`, that are spoken to without TLS.
     pub plain_http: Vec<String>,
-    /// Where `REGISTRY/hosts.toml` files lie, which say where a registry is asked.
+    /// Where `REGISTRY/hosts.toml` files lie, which say where a registry is asked, or its certificates.
     pub hosts_dirs: Vec<PathBuf>,
     /// Layers of one pull that are fetched and unpacked at the same time.
     pub max_parallel_layers: usize,
+    /// Ranges of one large layer that are fetched at the same time; 1: none is fetched in ranges.
+    pub max_parallel_ranges: usize,
+    /// Bytes of a layer from which on it is fetched in ranges.
+    pub range_threshold: u64,
+    /// Seconds that a registry may send nothing.
+    pub progress_seconds: u64,
+    /// Seconds that a registry which is busy may make a pull wait before one try.
+    pub max_wait_seconds: u64,
+}
+
+/// What one image may cost. Each error names the key that was exceeded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ImageLimits {
+    /// Bytes of a manifest, an index or a config.
+    pub document_bytes: usize,
+    /// How deep indexes may lie in each other.
+    pub index_depth: usize,
+    /// Entries of one index.
+    pub index_entries: usize,
+    /// Documents that an index may lead to.
+    pub documents: usize,
+    /// Layers of an image.
+    pub layers: usize,
+    /// Bytes of a layer as it is sent.
+    pub blob_bytes: u64,
+    /// Redirects of one request.
+    pub redirects: usize,
+    /// Bytes of a layer's archive, uncompressed.
+    pub layer_size: u64,
+    /// Uncompressed bytes for each byte that is sent.
+    pub layer_expansion: u64,
+    /// Uncompressed bytes at any ratio.
+    pub layer_expansion_free: u64,
+    /// Entries of a layer.
+    pub layer_entries: u64,
+    /// Bytes of all headers of one entry.
+    pub layer_headers: u64,
+    /// Bytes of one PAX record.
+    pub layer_pax_record: usize,
+    /// Bytes of one extended attribute.
+    pub layer_xattr_value: usize,
+    /// Bytes of the paths of directories that no entry of a layer names.
+    pub layer_implicit: usize,
 }
 
 /// What a runtime handler (RuntimeClass) sets for its pods.
@@ -198,8 +247,67 @@ impl Default for ImageOptions {
     fn default() -> Self {
         Self {
             plain_http: Vec::new(),
-            hosts_dirs: vec![PathBuf::from("/etc/cove/hosts.d")],
+            hosts_dirs: ["/etc/cove/hosts.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"]
+                .map(PathBuf::from)
+                .into(),
             max_parallel_layers: 3,
+            max_parallel_ranges: 4,
+            range_threshold: 64 * 1024 * 1024,
+            progress_seconds: 300,
+            max_wait_seconds: 60,
+        }
+    }
+}
+
+impl Default for ImageLimits {
+    fn default() -> Self {
+        let (bounds, layer) = (Bounds::default(), Limits::default());
+        Self {
+            document_bytes: bounds.document_bytes,
+            index_depth: bounds.index_depth,
+            index_entries: bounds.index_entries,
+            documents: bounds.documents,
+            layers: bounds.layers,
+            blob_bytes: bounds.blob_bytes,
+            redirects: bounds.redirects,
+            layer_size: layer.size,
+            layer_expansion: layer.expansion,
+            layer_expansion_free: layer.expansion_free,
+            layer_entries: layer.entries,
+            layer_headers: layer.headers,
+            layer_pax_record: layer.pax_record,
+            layer_xattr_value: layer.xattr_value,
+            layer_implicit: layer.implicit,
+        }
+    }
+}
+
+impl ImageLimits {
+    /// Of a pull before it unpacks.
+    pub(crate) fn bounds(&self) -> Bounds {
+        Bounds {
+            document_bytes: self.document_bytes,
+            index_depth: self.index_depth,
+            index_entries: self.index_entries,
+            documents: self.documents,
+            layers: self.layers,
+            blob_bytes: self.blob_bytes,
+            redirects: self.redirects,
+        }
+    }
+
+    /// Of one layer.
+    pub(crate) fn layer(&self) -> Limits {
+        Limits {
+            size: self.layer_size,
+            expansion: self.layer_expansion,
+            expansion_free: self.layer_expansion_free,
+            entries: self.layer_entries,
+            headers: self.layer_headers,
+            pax_record: self.layer_pax_record,
+            xattr_value: self.layer_xattr_value,
+            implicit: self.layer_implicit,
+            ..Limits::default()
         }
     }
 }
@@ -269,6 +377,7 @@ impl Config {
             network: Network::default(),
             stream: Stream::default(),
             images: ImageOptions::default(),
+            image_limits: ImageLimits::default(),
             handlers: BTreeMap::new(),
         }
     }

@@ -17,7 +17,7 @@ use crate::container::live::{Container, ContainerKey};
 use crate::error::{Error, Kind};
 use crate::events::Events;
 use crate::gate::Gate;
-use crate::image::{Images, Options};
+use crate::image::{Images, Options, Proxies};
 use crate::name::{Names, Waiter};
 use crate::network::Network;
 use crate::sandbox::config::{SandboxConfig, SandboxName};
@@ -78,7 +78,14 @@ impl Node {
         let options = Options {
             plain_http: config.images.plain_http.clone(),
             hosts_dirs: config.images.hosts_dirs.clone(),
+            proxies: Proxies::from_env(),
             parallel_layers: config.images.max_parallel_layers,
+            parallel_ranges: config.images.max_parallel_ranges,
+            range_threshold: config.images.range_threshold,
+            progress: Duration::from_secs(config.images.progress_seconds),
+            longest_wait: Duration::from_secs(config.images.max_wait_seconds),
+            bounds: config.image_limits.bounds(),
+            limits: config.image_limits.layer(),
             ..Options::default()
         };
         Ok(Arc::new(Self {

@@ -26,6 +26,7 @@ mod events;
 mod exec;
 mod hostile;
 mod image;
+mod image_pull;
 mod label;
 mod lifecycle;
 mod limits;
@@ -56,6 +57,7 @@ fn main() {
         ("exec", exec::CASES),
         ("stream", stream::CASES),
         ("image", image::CASES),
+        ("image", image_pull::CASES),
         ("network", network::CASES),
         ("stats", stats::CASES),
         ("limits", limits::CASES),

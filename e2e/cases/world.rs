@@ -95,6 +95,7 @@ async fn run_async(case: &Case) -> Outcome {
         range: std::env::var("COVE_E2E_RANGE").unwrap_or_else(|_| "10.214.0.0/24".into()),
         programs: daemon::programs(),
         hosts: None,
+        images: String::new(),
     };
     prepare_netns_directory()?;
     let settings = Saved::now()?;

@@ -31,6 +31,8 @@ pub struct Place {
     pub programs: PathBuf,
     /// Directory of hosts.toml files, if there is one.
     pub hosts: Option<PathBuf>,
+    /// Further lines of the configuration's table of images.
+    pub images: String,
 }
 
 impl Place {
@@ -38,16 +40,17 @@ impl Place {
     pub fn config(&self) -> String {
         // None: what a kubelet says.
         let ranges: Vec<&str> = [self.range.as_str()].into_iter().filter(|range| !range.is_empty()).collect();
-        let hosts = self.hosts.as_ref().map(|hosts| format!("\n[images]\nhosts_dirs = [{hosts:?}]\n"));
+        let hosts = self.hosts.as_ref().map(|hosts| format!("hosts_dirs = [{hosts:?}]\n"));
         format!(
             "instance = {:?}\nroot = {:?}\nstate = {:?}\ncdi_dirs = {:?}\n\n[log]\nlevel = \"info,cove=debug\"\n\n\
-             [network]\nmode = \"builtin\"\nranges = {:?}\n{}",
+             [network]\nmode = \"builtin\"\nranges = {:?}\n\n[images]\n{}{}",
             self.instance,
             self.root,
             self.state,
             self.cdi(),
             ranges,
-            hosts.unwrap_or_default()
+            hosts.unwrap_or_default(),
+            self.images
         )
     }
 

@@ -3,6 +3,7 @@
 //! Never depends on package `cove`: what is tested here is what a kubelet sees. Bindings are `k8s-cri`, not ours.
 #![forbid(unsafe_code)]
 
+pub mod certificate;
 pub mod client;
 pub mod crictl;
 pub mod critest;
@@ -16,7 +17,9 @@ pub mod process;
 pub mod random;
 pub mod registry;
 pub mod residue;
+pub mod server;
 pub mod sysctl;
+pub mod token;
 pub mod tree;
 pub mod wait;
 

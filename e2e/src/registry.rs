@@ -1,12 +1,13 @@
 //! A real registry (Debian's docker-registry) on loopback, and what pushes images into it.
 
 use std::fs;
-use std::net::TcpListener;
-use std::path::Path;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::certificate::Certificate;
 use crate::image::{Image, MANIFEST};
 use crate::{Outcome, wait};
 
@@ -21,21 +22,56 @@ pub struct Registry {
     child: Mutex<Option<Child>>,
 }
 
+/// Whom a registry lets in, and how.
+#[derive(Debug, Clone, Default)]
+pub struct Guard {
+    /// It speaks TLS and is known by this.
+    pub tls: Option<Certificate>,
+    /// Clients have a certificate of this authority.
+    pub clients: Option<PathBuf>,
+    /// The `auth` line of its configuration.
+    pub auth: String,
+}
+
 impl Registry {
     /// Starts a registry that keeps its blobs below `directory`.
     pub fn start(directory: &Path) -> Outcome<Self> {
+        let registry = Self::serve(directory, directory, &Guard::default())?;
+        let url = format!("http://{}/v2/", registry.host);
+        wait::until("the registry to answer", START_LIMIT, || Ok(ureq::get(&url).call().ok().map(drop)))?;
+        Ok(registry)
+    }
+
+    /// Starts another one for the blobs of one that was started in `blobs`, which lets in only whom it knows. Its own files
+    /// go to `directory`.
+    pub fn guarded(directory: &Path, blobs: &Path, guard: &Guard) -> Outcome<Self> {
+        let registry = Self::serve(directory, blobs, guard)?;
+        wait::until("the registry to listen", START_LIMIT, || {
+            Ok(TcpStream::connect(&registry.host).ok().map(drop))
+        })?;
+        Ok(registry)
+    }
+
+    fn serve(directory: &Path, blobs: &Path, guard: &Guard) -> Outcome<Self> {
         // A free port by asking for one; another process could take it in between, and then the start fails loudly.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let host = format!("127.0.0.1:{port}");
         fs::create_dir_all(directory)?;
         let config = directory.join("registry.yml");
+        let clients = guard.clients.as_ref().map(|file| format!(", clientcas: [{}]", file.display()));
+        let tls = guard.tls.as_ref().map(|tls| {
+            let (certificate, key) = (tls.certificate.display(), tls.key.display());
+            format!(", tls: {{certificate: {certificate}, key: {key}{}}}", clients.unwrap_or_default())
+        });
         fs::write(
             &config,
             format!(
                 "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
                  storage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n\
-                 http: {{addr: '{host}'}}\n",
-                directory.join("blobs").display()
+                 http: {{addr: '{host}'{}}}\n{}",
+                blobs.join("blobs").display(),
+                tls.unwrap_or_default(),
+                guard.auth
             ),
         )?;
         let log = fs::File::create(directory.join("registry.log"))?;
@@ -46,10 +82,7 @@ impl Registry {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
-        let registry = Self { host, child: Mutex::new(Some(child)) };
-        let url = format!("http://{}/v2/", registry.host);
-        wait::until("the registry to answer", START_LIMIT, || Ok(ureq::get(&url).call().ok().map(drop)))?;
-        Ok(registry)
+        Ok(Self { host, child: Mutex::new(Some(child)) })
     }
 
     /// A registry that runs already.

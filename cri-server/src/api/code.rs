@@ -112,7 +112,6 @@ fn of_image(error: &ImageError) -> Code {
         ImageError::Hosts { .. } | ImageError::Content { .. } | ImageError::Layer { .. } => {
             Code::FailedPrecondition
         }
-        ImageError::Unsupported { .. } => Code::Unimplemented,
         ImageError::Store { source, .. } => of_io(source),
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::{CgroupDriver, Config, Handler, Network, Stream};
+use super::{CgroupDriver, Config, Handler, ImageLimits, ImageOptions, Network, Stream};
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -234,10 +234,34 @@ fn wrong_limits(config: &Config) -> Option<Wrong> {
     if config.cgroup_driver == CgroupDriver::Systemd {
         return Some(("cgroup_driver", "systemd".to_owned(), "not built yet; use \"cgroupfs\" or \"auto\""));
     }
-    let layers = config.images.max_parallel_layers;
-    if !(1..=32).contains(&layers) {
-        return Some(("images.max_parallel_layers", layers.to_string(), "must be 1 to 32"));
-    }
+    wrong_images(&config.images)
+        .or_else(|| wrong_image_limits(&config.image_limits))
+        .or_else(|| wrong_handlers(config))
+}
+
+fn wrong_images(images: &ImageOptions) -> Option<Wrong> {
+    let parallel =
+        |key, count: usize| (!(1..=32).contains(&count)).then(|| (key, count.to_string(), "must be 1 to 32"));
+    let seconds = |key, count: u64| {
+        (!(1..=24 * 3600).contains(&count))
+            .then(|| (key, count.to_string(), "must be 1 to 86400, which is a day"))
+    };
+    parallel("images.max_parallel_layers", images.max_parallel_layers)
+        .or_else(|| parallel("images.max_parallel_ranges", images.max_parallel_ranges))
+        .or_else(|| seconds("images.progress_seconds", images.progress_seconds))
+        .or_else(|| seconds("images.max_wait_seconds", images.max_wait_seconds))
+}
+
+/// overlayfs takes at most 500 lower layers (OVL_MAX_STACK of the kernel); two are kept for the writable one and what
+/// Cove may add.
+fn wrong_image_limits(limits: &ImageLimits) -> Option<Wrong> {
+    (!(1..=498).contains(&limits.layers)).then(|| {
+        let why = "must be 1 to 498: the kernel stacks no more";
+        ("image_limits.layers", limits.layers.to_string(), why)
+    })
+}
+
+fn wrong_handlers(config: &Config) -> Option<Wrong> {
     config.handlers.iter().find_map(|(name, handler)| wrong_handler(name, handler))
 }
 
@@ -318,6 +342,10 @@ mod tests {
             ("[images]\nhosts_dirs = [\"hosts\"]", "images.hosts_dirs"),
             ("cdi_dirs = [\"/etc/cdi\", \"cdi\"]", "cdi_dirs"),
             ("[images]\nmax_parallel_layers = 0", "images.max_parallel_layers"),
+            ("[images]\nmax_parallel_ranges = 33", "images.max_parallel_ranges"),
+            ("[images]\nprogress_seconds = 0", "images.progress_seconds"),
+            ("[images]\nmax_wait_seconds = 86401", "images.max_wait_seconds"),
+            ("[image_limits]\nlayers = 499", "image_limits.layers"),
             ("[handlers.UP]\n", "handlers"),
         ];
         for (text, key) in cases {

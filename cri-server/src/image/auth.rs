@@ -1,6 +1,9 @@
 //! What a pull may show to its registry. Credentials never leave this module but as a header marked sensitive, and no
 //! error or log line holds any part of them.
 
+pub(super) mod challenge;
+pub(super) mod token;
+
 use std::fmt;
 
 use base64::Engine as _;
@@ -9,7 +12,9 @@ use cove_layer::Digest;
 use hyper::header::HeaderValue;
 
 use super::reference::Reference;
+use super::secret::Secret;
 use super::{Auth, ImageError, sha256};
+use challenge::Challenge;
 
 /// The credentials of one pull, for the registry of its reference only.
 #[derive(Clone)]
@@ -21,7 +26,7 @@ pub(super) enum Credentials {
     /// A token that the registry itself takes, ready as a header.
     Bearer(HeaderValue),
     /// A refresh token, which only a token server takes.
-    Refresh,
+    Refresh(Secret),
 }
 
 impl fmt::Debug for Credentials {
@@ -30,7 +35,7 @@ impl fmt::Debug for Credentials {
             Self::Anonymous => "Anonymous",
             Self::Basic(_) => "Basic(…)",
             Self::Bearer(_) => "Bearer(…)",
-            Self::Refresh => "Refresh(…)",
+            Self::Refresh(_) => "Refresh(…)",
         })
     }
 }
@@ -48,18 +53,19 @@ impl Credentials {
             if auth.username.contains(':') {
                 return Err(invalid("the user name holds a ':'"));
             }
-            basic(format!("{}:{}", auth.username, auth.password).as_bytes()).map_err(invalid)
+            basic(format!("{}:{}", auth.username, auth.password.expose()).as_bytes()).map_err(invalid)
         } else if !auth.auth.is_empty() {
-            let decoded = STANDARD.decode(&auth.auth).map_err(|_| invalid("field auth is not base64"))?;
+            let decoded =
+                STANDARD.decode(auth.auth.expose()).map_err(|_| invalid("field auth is not base64"))?;
             let end = decoded.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1);
             if !decoded[..end].contains(&b':') {
                 return Err(invalid("field auth is not the base64 of user:password"));
             }
             basic(&decoded[..end]).map_err(invalid)
         } else if !auth.identity_token.is_empty() {
-            Ok(Self::Refresh)
+            Ok(Self::Refresh(auth.identity_token.clone()))
         } else if !auth.registry_token.is_empty() {
-            header("Bearer", &auth.registry_token)
+            header("Bearer", auth.registry_token.expose())
                 .map(Self::Bearer)
                 .ok_or_else(|| invalid("field registry_token holds bytes that a header cannot hold"))
         } else {
@@ -67,14 +73,17 @@ impl Credentials {
         }
     }
 
-    /// The header that answers these challenges (`WWW-Authenticate`), or what would be needed for it.
-    pub(super) fn answer(&self, challenges: &[String]) -> Answer {
-        let asked = |scheme: &str| challenges.iter().any(|challenge| has_scheme(challenge, scheme));
-        match self {
-            Self::Basic(value) if asked("Basic") => Answer::Header(value.clone()),
-            Self::Bearer(value) if asked("Bearer") => Answer::Header(value.clone()),
-            _ if asked("Bearer") => Answer::Unsupported("token authentication, which the registry asks for,"),
-            Self::Refresh => Answer::Unsupported("an identity token"),
+    /// How these challenges (`WWW-Authenticate`) of a registry are answered when `repository` is pulled. A token is asked
+    /// for without credentials, too: public registries want one of everybody.
+    pub(super) fn answer(&self, challenges: &[Challenge], repository: &str) -> Answer {
+        let find = |scheme: &str| challenges.iter().find(|challenge| challenge.is(scheme));
+        match (self, find("basic"), find("bearer")) {
+            (Self::Basic(value), Some(_), _) | (Self::Bearer(value), _, Some(_)) => {
+                Answer::Header(value.clone())
+            }
+            (_, _, Some(bearer)) => {
+                token::Wanted::new(bearer, repository).map_or(Answer::Nothing, Answer::Token)
+            }
             _ => Answer::Nothing,
         }
     }
@@ -85,8 +94,8 @@ impl Credentials {
 pub(super) enum Answer {
     /// By this `Authorization`.
     Header(HeaderValue),
-    /// By something that is not built.
-    Unsupported(&'static str),
+    /// By a token, which a token server gives.
+    Token(token::Wanted),
     /// Not at all: the registry's refusal stands.
     Nothing,
 }
@@ -97,11 +106,11 @@ pub(super) fn fingerprint(auth: Option<&Auth>) -> Option<Digest> {
     let mut bytes = Vec::new();
     for field in [
         &auth.username,
-        &auth.password,
-        &auth.auth,
+        auth.password.expose(),
+        auth.auth.expose(),
         &auth.server_address,
-        &auth.identity_token,
-        &auth.registry_token,
+        auth.identity_token.expose(),
+        auth.registry_token.expose(),
     ] {
         bytes.extend_from_slice(&field.len().to_le_bytes());
         bytes.extend_from_slice(field.as_bytes());
@@ -117,10 +126,6 @@ fn header(scheme: &str, value: &str) -> Option<HeaderValue> {
     let mut header = HeaderValue::from_str(&format!("{scheme} {value}")).ok()?;
     header.set_sensitive(true);
     Some(header)
-}
-
-fn has_scheme(challenge: &str, scheme: &str) -> bool {
-    challenge.split_whitespace().next().is_some_and(|first| first.eq_ignore_ascii_case(scheme))
 }
 
 /// Whether `server` (`host`, `host:port`, or a URL with a path, as Docker writes it) is the registry of `reference`.
@@ -154,7 +159,7 @@ mod tests {
                 }),
                 format!("Basic {pair}"),
             ),
-            (auth(|a| a.auth = STANDARD.encode("u:p\0\0")), format!("Basic {pair}")),
+            (auth(|a| a.auth = STANDARD.encode("u:p\0\0").into()), format!("Basic {pair}")),
             (auth(|a| a.registry_token = "t".into()), "Bearer t".to_owned()),
             (
                 auth(|a| {
@@ -179,9 +184,9 @@ mod tests {
             ),
             (auth(|_| ()), String::new()),
         ];
-        let challenges = ["Basic realm=\"x\"".to_owned(), "bearer realm=\"y\"".to_owned()];
+        let challenges = challenge::parse("Basic realm=\"x\", bearer realm=\"y\"");
         for (auth, expected) in table {
-            let header = match Credentials::new(Some(&auth), &reference).unwrap().answer(&challenges) {
+            let header = match Credentials::new(Some(&auth), &reference).unwrap().answer(&challenges, "a") {
                 Answer::Header(value) => {
                     assert!(value.is_sensitive());
                     value.to_str().unwrap().to_owned()
@@ -209,7 +214,7 @@ mod tests {
                 a.password = "secret".into()
             }),
             auth(|a| a.auth = "secret!".into()),
-            auth(|a| a.auth = STANDARD.encode("secret")),
+            auth(|a| a.auth = STANDARD.encode("secret").into()),
             auth(|a| a.registry_token = "secret\n".into()),
         ];
         for auth in table {

@@ -83,14 +83,6 @@ pub enum ImageError {
         /// What is wrong with it.
         reason: String,
     },
-    /// Not built.
-    #[error("pull of {reference}: {what} is not implemented by this version of Cove")]
-    Unsupported {
-        /// The reference that is pulled.
-        reference: String,
-        /// What is not built.
-        what: String,
-    },
     /// A layer could not be unpacked.
     #[error("pull of {reference}: {descriptor}: unpack into {directory:?}: {source}")]
     Layer {
@@ -135,8 +127,7 @@ impl ImageError {
     pub(super) fn after(mut self, earlier: &Self) -> Self {
         if let Self::RegistryUnavailable { cause: text, .. }
         | Self::Registry { detail: text, .. }
-        | Self::Content { reason: text, .. }
-        | Self::Unsupported { what: text, .. } = &mut self
+        | Self::Content { reason: text, .. } = &mut self
         {
             let separator = if text.is_empty() { "" } else { " " };
             *text = format!("{text}{separator}(before: {earlier})");

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use cove_layer::{Digest, HashingReader, LayerError, Limits, Unpacked};
+use futures_util::TryStreamExt as _;
 use tokio::sync::oneshot;
 
 use super::ImageError;
@@ -78,22 +79,13 @@ fn on_thread(
     }
 }
 
-/// Sends the blob to the thread, and no more than its descriptor says.
+/// Sends the blob to the thread.
 async fn pump(registry: &Registry, layer: &Layer, feed: Feed) -> Result<(), ImageError> {
     let mut blob = registry.blob(&layer.blob).await?;
-    let mut left = layer.blob.size;
-    while let Some(data) = registry.next(&mut blob, &layer.blob).await? {
-        let length = u64::try_from(data.len()).unwrap_or(u64::MAX);
-        if length > left {
-            return Err(registry.content(&format!("layer {}", layer.blob), "more bytes were sent"));
-        }
-        left -= length;
+    while let Some(data) = blob.try_next().await? {
         if !feed.data(data).await {
             return Ok(());
         }
-    }
-    if left > 0 {
-        return Err(registry.content(&format!("layer {}", layer.blob), format!("ended {left} bytes early")));
     }
     feed.end().await;
     Ok(())
@@ -164,6 +156,9 @@ fn error(registry: &Registry, layer: &Layer, fault: Fault) -> ImageError {
     let descriptor = format!("layer {}", layer.blob);
     match fault {
         Fault::Store(error) => error,
+        Fault::Layer(LayerError::Limit { limit, max }, _) => {
+            registry.content(&descriptor, format!("exceeds the limit {} = {max}", limit_key(limit)))
+        }
         Fault::Layer(source, directory) => ImageError::Layer {
             reference: registry.reference().to_string(),
             descriptor,
@@ -172,5 +167,13 @@ fn error(registry: &Registry, layer: &Layer, fault: Fault) -> ImageError {
         },
         Fault::Wrong(reason) => registry.content(&descriptor, reason),
         Fault::CutOff => registry.content(&descriptor, "ended early"),
+    }
+}
+
+/// The name of a limit of a layer in the configuration; the kernel's own limits have none there.
+fn limit_key(limit: &str) -> String {
+    match limit {
+        "path" | "component" => limit.to_owned(),
+        limit => format!("image_limits.layer_{limit}"),
     }
 }

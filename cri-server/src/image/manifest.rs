@@ -8,14 +8,7 @@ use cove_layer::Digest;
 use hyper::header::HeaderValue;
 use serde::{Deserialize, Deserializer};
 
-/// Largest manifest, index or config (security-bar.md R28; registries refuse more than 4 MiB).
-pub(super) const MAX_DOCUMENT: usize = 4 * 1024 * 1024;
-/// Most descriptors of one index (R28).
-const MAX_DESCRIPTORS: usize = 1024;
-/// Most layers of an image (R28; the field's builders stop at 127).
-const MAX_LAYERS: usize = 127;
-/// Largest layer as it is sent: the same bound as for its unpacked form (R28), since it never shrinks by much.
-const MAX_BLOB: u64 = 64 << 30;
+use super::bounds::Bounds;
 
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -156,8 +149,15 @@ struct Raw {
 
 /// Parses a document whose `Content-Type` (or whose descriptor) says `expected`. What it says of itself, what it was sent
 /// as and what it holds must agree (CVE-2021-41190).
-pub(super) fn parse(bytes: &[u8], expected: Option<&str>) -> Result<Parsed, String> {
+pub(super) fn parse(bytes: &[u8], expected: Option<&str>, bounds: &Bounds) -> Result<Parsed, String> {
     let raw: Raw = serde_json::from_slice(bytes).map_err(|error| format!("is no manifest: {error}"))?;
+    if raw.schema_version == 1 || raw.fs_layers.is_some() {
+        return Err("is of Docker's schema 1 (schema version 1), which is not read: push the image again with a newer tool"
+            .to_owned());
+    }
+    if raw.schema_version != 2 {
+        return Err(format!("has schema version {}; only 2 is read", raw.schema_version));
+    }
     let stated = raw.media_type.as_deref().filter(|stated| !stated.is_empty());
     if let (Some(stated), Some(expected)) = (stated, expected)
         && stated != expected
@@ -165,16 +165,15 @@ pub(super) fn parse(bytes: &[u8], expected: Option<&str>) -> Result<Parsed, Stri
         return Err(format!("says that it is {stated:?} and was sent as {expected:?}"));
     }
     let Some(kind) = stated.or(expected) else { return Err("has no media type".to_owned()) };
-    if raw.schema_version != 2 || raw.fs_layers.is_some() {
-        return Err(format!("has schema version {}; only 2 is read", raw.schema_version));
-    }
     let (has_manifests, has_layers) = (raw.manifests.is_some(), raw.layers.is_some() || raw.config.is_some());
     if has_manifests && has_layers {
         return Err("is a manifest and an index at once".to_owned());
     }
     match (kind, raw.manifests, raw.config, raw.layers) {
-        (OCI_INDEX | DOCKER_INDEX, Some(manifests), None, None) => index(manifests),
-        (OCI_MANIFEST | DOCKER_MANIFEST, None, Some(config), Some(layers)) => manifest(config, layers),
+        (OCI_INDEX | DOCKER_INDEX, Some(manifests), None, None) => index(manifests, bounds),
+        (OCI_MANIFEST | DOCKER_MANIFEST, None, Some(config), Some(layers)) => {
+            manifest(config, layers, bounds)
+        }
         (OCI_INDEX | DOCKER_INDEX, ..) => Err(format!("is sent as {kind:?} and has no manifests")),
         (OCI_MANIFEST | DOCKER_MANIFEST, ..) => {
             Err(format!("is sent as {kind:?} and lacks config or layers"))
@@ -183,30 +182,32 @@ pub(super) fn parse(bytes: &[u8], expected: Option<&str>) -> Result<Parsed, Stri
     }
 }
 
-fn index(manifests: Vec<Descriptor>) -> Result<Parsed, String> {
-    if manifests.len() > MAX_DESCRIPTORS {
-        return Err(format!("lists {} manifests; the limit is {MAX_DESCRIPTORS}", manifests.len()));
+fn index(manifests: Vec<Descriptor>, bounds: &Bounds) -> Result<Parsed, String> {
+    if manifests.len() > bounds.index_entries {
+        let (count, limit) = (manifests.len(), bounds.index_entries);
+        return Err(format!("lists {count} manifests; the limit is image_limits.index_entries = {limit}"));
     }
     Ok(Parsed::Index(manifests))
 }
 
-fn manifest(config: Descriptor, layers: Vec<Descriptor>) -> Result<Parsed, String> {
+fn manifest(config: Descriptor, layers: Vec<Descriptor>, bounds: &Bounds) -> Result<Parsed, String> {
     if !CONFIGS.contains(&config.media_type.as_str()) {
         return Err(format!("has a config of type {:?}: it is not a container image", config.media_type));
     }
     if layers.is_empty() {
         return Err("has no layers".to_owned());
     }
-    if layers.len() > MAX_LAYERS {
-        return Err(format!("has {} layers; the limit is {MAX_LAYERS}", layers.len()));
+    if layers.len() > bounds.layers {
+        let (count, limit) = (layers.len(), bounds.layers);
+        return Err(format!("has {count} layers; the limit is image_limits.layers = {limit}"));
     }
-    let layers = layers.into_iter().map(layer).collect::<Result<_, _>>()?;
+    let layers = layers.into_iter().map(|blob| layer(blob, bounds)).collect::<Result<_, _>>()?;
     Ok(Parsed::Manifest(Manifest { config, layers }))
 }
 
-fn layer(blob: Descriptor) -> Result<Layer, String> {
-    if blob.size > MAX_BLOB {
-        return Err(format!("layer {blob} is larger than the limit of {MAX_BLOB} bytes"));
+fn layer(blob: Descriptor, bounds: &Bounds) -> Result<Layer, String> {
+    if blob.size > bounds.blob_bytes {
+        return Err(format!("layer {blob} is larger than image_limits.blob_bytes = {}", bounds.blob_bytes));
     }
     match Compression::from_media_type(&blob.media_type) {
         Some(compression) => Ok(Layer { blob, compression }),
@@ -259,7 +260,7 @@ mod tests {
     }
 
     fn parse_value(document: &serde_json::Value, expected: Option<&str>) -> Result<Parsed, String> {
-        parse(&serde_json::to_vec(document).unwrap(), expected)
+        parse(&serde_json::to_vec(document).unwrap(), expected, &Bounds::default())
     }
 
     #[test]
@@ -298,11 +299,15 @@ mod tests {
             (with(image(), "schemaVersion", json!(1)), "schema version 1"),
             (with(image(), "fsLayers", json!([])), "schema version"),
             (with(image(), "layers", json!([])), "no layers"),
-            (with(image(), "layers", long(128, LAYER)), "limit is 127"),
+            (with(image(), "layers", long(128, LAYER)), "image_limits.layers = 127"),
             (with(image(), "layers", json!([descriptor("application/x-foo")])), "not read"),
             (
-                with(image(), "layers", json!([{"mediaType": LAYER, "digest": D, "size": MAX_BLOB + 1}])),
-                "larger than",
+                with(
+                    image(),
+                    "layers",
+                    json!([{"mediaType": LAYER, "digest": D, "size": (64_u64 << 30) + 1}]),
+                ),
+                "image_limits.blob_bytes",
             ),
             (
                 with(image(), "layers", json!([{"mediaType": LAYER, "digest": D, "size": -1}])),
@@ -324,9 +329,12 @@ mod tests {
         }
         assert!(parse_value(&image(), None).unwrap_err().contains("no media type"));
         let many = json!({"schemaVersion": 2, "manifests": long(1025, OCI_MANIFEST)});
-        assert!(parse_value(&many, Some(OCI_INDEX)).unwrap_err().contains("limit is 1024"));
+        assert!(
+            parse_value(&many, Some(OCI_INDEX)).unwrap_err().contains("image_limits.index_entries = 1024")
+        );
         let deep = "[".repeat(100_000);
-        assert!(parse(format!("{{\"schemaVersion\":2,\"x\":{deep}").as_bytes(), Some(OCI_INDEX)).is_err());
+        let deep = format!("{{\"schemaVersion\":2,\"x\":{deep}");
+        assert!(parse(deep.as_bytes(), Some(OCI_INDEX), &Bounds::default()).is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 mod auth;
 mod background;
+mod bounds;
 mod catalog;
 mod collect;
 mod commit;
@@ -25,6 +26,7 @@ mod reference;
 mod registry;
 mod remove;
 mod resolve;
+mod secret;
 mod stage;
 mod store;
 mod stream;
@@ -41,12 +43,15 @@ use std::time::Duration;
 use cove_layer::{Algorithm, Digest, Limits};
 use futures_util::FutureExt as _;
 
+pub use bounds::Bounds;
 pub use error::ImageError;
 use flight::Flights;
 use reference::Reference;
-use registry::Registry;
+use registry::{Manner, Patience, Ranges, Registry};
+pub use secret::Secret;
 use store::Store;
-use transport::Transport;
+pub use transport::Proxies;
+use transport::{Settings, Transport};
 
 use crate::blocking;
 
@@ -54,18 +59,38 @@ use crate::blocking;
 const PROGRESS_LIMIT: Duration = Duration::from_secs(300);
 /// How many layers of one pull are fetched at once (security-bar.md R28).
 const PARALLEL_LAYERS: usize = 3;
+/// How large a blob is that is fetched in ranges, and how many of them at once (performance.md: less is one connection's).
+const RANGE_THRESHOLD: u64 = 64 << 20;
+/// See [`RANGE_THRESHOLD`].
+const PARALLEL_RANGES: usize = 4;
+/// The first and the longest wait for a registry that is busy.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// See [`FIRST_WAIT`].
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// What an administrator can choose.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Registries (`host` or `host:port`) that are asked without TLS, beside those on loopback.
     pub plain_http: Vec<String>,
-    /// Where `REGISTRY/hosts.toml` files lie, the first that has one counts.
+    /// Where `REGISTRY/hosts.toml` files and certificates lie, the first that has some counts.
     pub hosts_dirs: Vec<PathBuf>,
+    /// Who stands between this node and registries.
+    pub proxies: Proxies,
     /// How many layers of one pull are fetched at once.
     pub parallel_layers: usize,
     /// How long a registry may send nothing.
     pub progress: Duration,
+    /// How many ranges of one large layer are fetched at once; 1: none is fetched in ranges.
+    pub parallel_ranges: usize,
+    /// Bytes of a layer from which on it is fetched in ranges.
+    pub range_threshold: u64,
+    /// The first pause before a registry that is busy is asked again.
+    pub first_wait: Duration,
+    /// The longest pause that a registry may ask for.
+    pub longest_wait: Duration,
+    /// What an image may cost before it is unpacked.
+    pub bounds: Bounds,
     /// What a layer may take.
     pub limits: Limits,
 }
@@ -75,9 +100,35 @@ impl Default for Options {
         Self {
             plain_http: Vec::new(),
             hosts_dirs: Vec::new(),
+            proxies: Proxies::default(),
             parallel_layers: PARALLEL_LAYERS,
             progress: PROGRESS_LIMIT,
+            parallel_ranges: PARALLEL_RANGES,
+            range_threshold: RANGE_THRESHOLD,
+            first_wait: FIRST_WAIT,
+            longest_wait: LONGEST_WAIT,
+            bounds: Bounds::default(),
             limits: Limits::default(),
+        }
+    }
+}
+
+impl Options {
+    fn transport(&self) -> Settings {
+        Settings {
+            plain_http: self.plain_http.clone(),
+            progress: self.progress,
+            redirects: self.bounds.redirects,
+            proxies: self.proxies.clone(),
+        }
+    }
+
+    fn manner(&self) -> Manner {
+        Manner {
+            transport: Arc::new(Transport::new(self.transport())),
+            bounds: self.bounds.clone(),
+            ranges: Ranges { threshold: self.range_threshold, parallel: self.parallel_ranges },
+            patience: Patience { first: self.first_wait, longest: self.longest_wait },
         }
     }
 }
@@ -134,15 +185,15 @@ pub struct Auth {
     /// User name.
     pub username: String,
     /// Password.
-    pub password: String,
+    pub password: Secret,
     /// base64 of `user:password`.
-    pub auth: String,
+    pub auth: Secret,
     /// The registry that these are for; empty: the image's own.
     pub server_address: String,
     /// Refresh token.
-    pub identity_token: String,
+    pub identity_token: Secret,
     /// Bearer token.
-    pub registry_token: String,
+    pub registry_token: Secret,
 }
 
 impl std::fmt::Debug for Auth {
@@ -166,12 +217,12 @@ pub struct FsInfo {
 #[derive(Debug)]
 struct Shared {
     store: Arc<Store>,
-    transport: Arc<Transport>,
+    manner: Manner,
     hosts_dirs: Vec<PathBuf>,
     /// Pulls that run, by reference and credentials.
     pulls: Flights<(Reference, Option<Digest>), Image>,
-    /// Layers that are being fetched, by diff ID.
-    layers: Flights<Digest, Option<stage::StagedLayer>>,
+    /// Layers that are being fetched.
+    layers: Flights<pull::LayerKey, Option<stage::StagedLayer>>,
     parallel_layers: usize,
     limits: Arc<Limits>,
 }
@@ -191,7 +242,7 @@ impl Images {
         background::start(Arc::downgrade(&store), jobs)?;
         let shared = Shared {
             store,
-            transport: Arc::new(Transport::new(options.plain_http, options.progress)),
+            manner: options.manner(),
             hosts_dirs: options.hosts_dirs,
             pulls: Flights::default(),
             layers: Flights::default(),
@@ -215,9 +266,9 @@ impl Images {
         let credentials = auth::Credentials::new(auth.as_ref(), &reference)?;
         let hosts = {
             let (shared, reference) = (self.shared.clone(), reference.clone());
-            blocking::run(move || hosts::of(&shared.hosts_dirs, &reference, &shared.transport)).await?
+            blocking::run(move || hosts::of(&shared.hosts_dirs, &reference, &shared.manner.transport)).await?
         };
-        let registry = Registry::new(self.shared.transport.clone(), reference.clone(), hosts, credentials)?;
+        let registry = Registry::new(self.shared.manner.clone(), reference.clone(), hosts, credentials);
         let key = (reference, auth::fingerprint(auth.as_ref()));
         let shared = self.shared.clone();
         self.shared.pulls.join(key, || pull::pull(shared, Arc::new(registry)).boxed()).await

@@ -17,6 +17,10 @@ use crate::blocking;
 
 use super::{Image, ImageError, Shared, commit, fix_up, layer};
 
+/// What makes the fetch of a layer the same for two pulls: the registry, the blob and the diff ID. By the diff ID alone a
+/// pull would wait for whatever registry some other image names for it.
+pub(super) type LayerKey = (String, Digest, Digest);
+
 /// A layer of the image: its diff ID and its blob.
 type Wanted = (Digest, Layer);
 
@@ -89,12 +93,22 @@ async fn join_layer(
     registry: &Arc<Registry>,
     (diff_id, layer): Wanted,
 ) -> Result<Arc<Option<StagedLayer>>, ImageError> {
+    let key = (registry.reference().domain().to_owned(), layer.blob.digest.clone(), diff_id.clone());
     let work = || {
         let (store, registry, limits) = (shared.store.clone(), registry.clone(), shared.limits.clone());
-        let diff_id = diff_id.clone();
+        let (layer, diff_id) = (layer.clone(), diff_id.clone());
         async move { layer::fetch(store, registry, layer, diff_id, limits).await.map(Arc::new) }.boxed()
     };
-    shared.layers.join(diff_id.clone(), work).await
+    let mut is_own = false;
+    let start = || {
+        is_own = true;
+        work()
+    };
+    match shared.layers.join(key.clone(), start).await {
+        // It was another pull's, whose repository or credentials may be why.
+        Err(_) if !is_own => shared.layers.join(key, work).await,
+        fetched => fetched,
+    }
 }
 
 async fn finish(

@@ -10,11 +10,6 @@ use super::reference::Selector;
 use super::registry::{Document, Registry};
 use super::{ImageError, sha256};
 
-/// How deep indexes may lie in each other (security-bar.md R28).
-const MAX_DEPTH: usize = 4;
-/// How many documents one pull may ask for: an index can name many that do not say for which machine they are (A40).
-const MAX_DOCUMENTS: usize = 16;
-
 /// An image as its registry describes it.
 #[derive(Debug)]
 pub(super) struct Resolved {
@@ -43,7 +38,7 @@ pub(super) async fn resolve(registry: &Registry) -> Result<Resolved, ImageError>
         }
         Selector::Tag(_) => tagged(registry, &what, &document)?,
     };
-    let parsed = manifest::parse(&document.bytes, document.media_type.as_deref())
+    let parsed = manifest::parse(&document.bytes, document.media_type.as_deref(), &registry.bounds)
         .map_err(|reason| registry.content(&what, reason))?;
     let (manifest, manifest_bytes) = match parsed {
         Parsed::Manifest(manifest) => (manifest, document.bytes.len()),
@@ -84,12 +79,19 @@ async fn descend(
         if !seen.insert(descriptor.digest.clone()) {
             continue;
         }
-        if seen.len() > MAX_DOCUMENTS {
-            return Err(registry.content(what, format!("leads to more than {MAX_DOCUMENTS} documents")));
+        let bounds = &registry.bounds;
+        if seen.len() > bounds.documents {
+            let limit = bounds.documents;
+            return Err(
+                registry.content(what, format!("leads to more than image_limits.documents = {limit}"))
+            );
         }
         let what = format!("manifest {descriptor}");
-        if depth > MAX_DEPTH {
-            return Err(registry.content(&what, format!("lies deeper than {MAX_DEPTH} indexes")));
+        if depth > bounds.index_depth {
+            let limit = bounds.index_depth;
+            return Err(
+                registry.content(&what, format!("lies deeper than image_limits.index_depth = {limit}"))
+            );
         }
         match fetch(registry, &what, &descriptor).await? {
             (Parsed::Manifest(manifest), bytes) => return Ok((manifest, bytes)),
@@ -118,6 +120,7 @@ async fn fetch(
             document.media_type, descriptor.media_type
         )));
     }
-    let parsed = manifest::parse(&document.bytes, Some(&descriptor.media_type)).map_err(refused)?;
+    let parsed =
+        manifest::parse(&document.bytes, Some(&descriptor.media_type), &registry.bounds).map_err(refused)?;
     Ok((parsed, document.bytes.len()))
 }

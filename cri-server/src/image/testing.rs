@@ -38,6 +38,12 @@ pub(super) enum Fault {
     /// No answer at all until `Registry::let_go`.
     Silent,
     Encoded,
+    /// So many bytes of each body, and then the connection ends.
+    Breaks(usize),
+    /// The same, so many times.
+    BreaksFirst(usize, usize),
+    /// 429 with this `Retry-After`, so many times.
+    Busy(&'static str, usize),
 }
 
 #[derive(Debug, Default)]
@@ -46,7 +52,10 @@ struct State {
     faults: HashMap<String, Fault>,
     hits: HashMap<String, usize>,
     authorizations: Vec<(String, Option<String>)>,
+    ranges: Vec<(String, String)>,
+    knows_no_ranges: bool,
     password: Option<String>,
+    challenge: Option<String>,
     claimed: Option<String>,
 }
 
@@ -118,7 +127,22 @@ impl TestRegistry {
         self.gate.add_permits(100);
     }
 
-    /// From now on everything needs this `Authorization`.
+    /// From now on every `Range` is ignored.
+    pub(super) fn knows_no_ranges(&self) {
+        self.state.lock().unwrap().knows_no_ranges = true;
+    }
+
+    /// Paths and ranges that were asked for.
+    pub(super) fn ranges(&self) -> Vec<(String, String)> {
+        self.state.lock().unwrap().ranges.clone()
+    }
+
+    /// What a request without the right `Authorization` is answered with.
+    pub(super) fn challenge(&self, challenge: &str) {
+        self.state.lock().unwrap().challenge = Some(challenge.to_owned());
+    }
+
+    /// From now on everything but `/token` needs this `Authorization`.
     pub(super) fn protect(&self, authorization: &str) {
         self.state.lock().unwrap().password = Some(authorization.to_owned());
     }
@@ -190,26 +214,42 @@ async fn answer(
     let path = request.uri().path().to_owned();
     let authorization =
         request.headers().get(header::AUTHORIZATION).map(|value| value.to_str().unwrap().to_owned());
-    let (document, fault, is_allowed, claimed) = {
+    let range = request.headers().get(header::RANGE).map(|value| value.to_str().unwrap().to_owned());
+    let (document, fault, is_allowed, claimed, range, challenge) = {
         let mut state = state.lock().unwrap();
+        if let Some(range) = &range {
+            state.ranges.push((path.clone(), range.clone()));
+        }
         *state.hits.entry(path.clone()).or_default() += 1;
         state.authorizations.push((path.clone(), authorization.clone()));
-        let is_allowed = state.password.is_none() || state.password == authorization;
+        let is_allowed = state.password.is_none() || state.password == authorization || path == "/token";
+        let fault = state.faults.get(&path).cloned();
+        if let Some(Fault::BreaksFirst(_, times) | Fault::Busy(_, times)) = state.faults.get_mut(&path) {
+            *times -= 1;
+            if *times == 0 {
+                state.faults.remove(&path);
+            }
+        }
         (
             state.documents.get(&path).cloned(),
-            state.faults.get(&path).cloned(),
+            fault,
             is_allowed,
             state.claimed.clone(),
+            range.filter(|_| !state.knows_no_ranges),
+            state.challenge.clone().unwrap_or_else(|| "Basic realm=\"test\"".to_owned()),
         )
     };
     let empty = |status: u16| Response::builder().status(status);
     let whole = |bytes: Vec<u8>| pieces(vec![Some(bytes)], gate.clone());
     let response = match (fault, document) {
-        _ if !is_allowed => empty(401).header(header::WWW_AUTHENTICATE, "Basic realm=\"test\"").body(whole(
+        _ if !is_allowed => empty(401).header(header::WWW_AUTHENTICATE, challenge).body(whole(
             br#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#.to_vec(),
         )),
         (Some(Fault::Status(status)), _) => empty(status).body(whole(Vec::new())),
         (Some(Fault::Redirect(to)), _) => empty(307).header(header::LOCATION, to).body(whole(Vec::new())),
+        (Some(Fault::Busy(retry_after, _)), _) => {
+            empty(429).header(header::RETRY_AFTER, retry_after).body(whole(Vec::new()))
+        }
         (Some(Fault::Silent), _) => {
             let _permit = gate.acquire().await;
             empty(500).body(whole(Vec::new()))
@@ -218,9 +258,15 @@ async fn answer(
             br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#.to_vec(),
         )),
         (fault, Some((media_type, bytes))) => {
+            let total = bytes.len();
+            let (status, first, bytes) = part(range.as_deref(), bytes);
             let length = bytes.len();
             let mut response =
-                empty(200).header(header::CONTENT_TYPE, media_type).header(header::CONTENT_LENGTH, length);
+                empty(status).header(header::CONTENT_TYPE, media_type).header(header::CONTENT_LENGTH, length);
+            if status == 206 {
+                let part = format!("bytes {first}-{}/{total}", first + length - 1);
+                response = response.header(header::CONTENT_RANGE, part);
+            }
             if path.contains("/manifests/") {
                 let digest = claimed.unwrap_or_else(|| sha256(&bytes).to_string());
                 response = response.header("Docker-Content-Digest", digest);
@@ -228,6 +274,9 @@ async fn answer(
             let (first, second) = bytes.split_at(length / 2);
             let (first, second) = (first.to_vec(), second.to_vec());
             match fault {
+                Some(Fault::Breaks(after) | Fault::BreaksFirst(after, _)) if after < length => {
+                    response.body(broken(bytes[..after].to_vec()))
+                }
                 Some(Fault::Short) => response.body(pieces(vec![Some(first)], gate)),
                 Some(Fault::Hang) => response.body(pieces(vec![Some(first), None, Some(second)], gate)),
                 Some(Fault::Encoded) => response.header(header::CONTENT_ENCODING, "gzip").body(whole(bytes)),
@@ -237,6 +286,29 @@ async fn answer(
         }
     };
     Ok(response.unwrap())
+}
+
+/// Status, first byte and bytes of what a `Range` wants.
+fn part(range: Option<&str>, bytes: Vec<u8>) -> (u16, usize, Vec<u8>) {
+    let Some(range) = range else { return (200, 0, bytes) };
+    let (first, last) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
+    let (first, last) = (first.parse::<usize>().unwrap(), last.parse::<usize>().unwrap());
+    (206, first, bytes[first..=last.min(bytes.len() - 1)].to_vec())
+}
+
+/// A body that ends early, once what it has is on its way: a server throws away what it has not sent by then.
+fn broken(bytes: Vec<u8>) -> Body {
+    let frames = stream::unfold(Some(bytes), |bytes| async move {
+        match bytes {
+            Some(bytes) if bytes.is_empty() => None,
+            Some(bytes) => Some((Ok(Frame::data(Bytes::from(bytes))), None)),
+            None => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                Some((Err(std::io::Error::other("broken")), Some(Vec::new())))
+            }
+        }
+    });
+    BoxBody::new(SyncBody(Mutex::new(Box::pin(StreamBody::new(frames)))))
 }
 
 /// A body of pieces; `None` waits for the gate.
@@ -306,7 +378,12 @@ impl TestStore {
     }
 
     pub(super) fn open_with(root: &Path, progress: Duration) -> Self {
-        let images = Images::open(root, Options { progress, ..Options::default() }).unwrap();
+        Self::open_as(root, Options { progress, ..Options::default() })
+    }
+
+    pub(super) fn open_as(root: &Path, options: Options) -> Self {
+        let options = Options { first_wait: Duration::from_millis(5), ..options };
+        let images = Images::open(root, options).unwrap();
         images.recovered();
         Self { root: root.to_owned(), images }
     }

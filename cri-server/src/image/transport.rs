@@ -1,68 +1,70 @@
 //! HTTP to a registry and nothing of what it means: connections, time limits, redirects, bounded bodies. Plain HTTP
 //! only where it is allowed, and never an `Authorization` to another scheme, host or port than the one it is for.
 
-use std::net::IpAddr;
-use std::sync::OnceLock;
+mod access;
+mod client;
+mod connect;
+mod origin;
+mod proxy;
+mod tls;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Empty};
+use cove_layer::Digest;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
+use hyper::http::HeaderMap;
 use hyper::http::uri::Authority;
 use hyper::{Method, Request, Response, StatusCode, Uri};
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use tokio::time::timeout;
 
-/// How long a registry may take to accept a connection: a host that drops packets answers nothing at all.
-const CONNECT_LIMIT: Duration = Duration::from_secs(30);
-/// How many redirects are followed (security-bar.md R28).
-const MAX_REDIRECTS: usize = 10;
-/// Idle connections are closed soon: a node pulls in bursts and must be quiet between them.
-const IDLE_LIMIT: Duration = Duration::from_secs(15);
-/// The most that one connection buffers, so that a pull stays within its memory (R28).
-const READ_BUFFER: usize = 128 * 1024;
+pub(super) use access::{Access, Identity};
+use client::Clients;
+pub(super) use origin::Origin;
+use origin::{is_loopback, parse_authority};
+pub use proxy::Proxies;
 
-/// Scheme, host and port: what credentials are bound to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Origin {
-    secure: bool,
-    /// Lower case.
-    host: String,
-    port: u16,
-}
-
-impl std::fmt::Display for Origin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let scheme = if self.secure { "https" } else { "http" };
-        if self.port == default_port(self.secure) {
-            write!(f, "{scheme}://{}", self.host)
-        } else {
-            write!(f, "{scheme}://{}:{}", self.host, self.port)
-        }
-    }
-}
+/// How many ways to reach a host are remembered with their connections: files that change all the time must not fill
+/// the memory.
+const MAX_CLIENTS: usize = 64;
 
 /// One request.
 #[derive(Debug, Clone)]
 pub(super) struct Ask {
-    /// GET or HEAD.
+    /// GET, HEAD or POST.
     pub(super) method: Method,
     /// Path and query on the registry.
     pub(super) path: String,
     /// Media types that are understood.
     pub(super) accept: Option<HeaderValue>,
-    /// Sent to the first origin only.
-    pub(super) authorization: Option<HeaderValue>,
+    /// First and last byte that are wanted.
+    pub(super) range: Option<(u64, u64)>,
+    /// Sent to the first origin only: `Authorization`, and what the administrator adds.
+    pub(super) bound: HeaderMap,
+    /// The body of a form. It may hold a secret: it is not sent where a redirect leads.
+    pub(super) form: Option<Bytes>,
+    /// How the first origin is reached.
+    pub(super) access: Arc<Access>,
+}
+
+impl Ask {
+    /// A GET.
+    pub(super) fn get(path: String, access: Arc<Access>) -> Self {
+        let bound = HeaderMap::new();
+        Self { method: Method::GET, path, accept: None, range: None, bound, form: None, access }
+    }
 }
 
 /// Why there is no usable answer.
 #[derive(Debug)]
 pub(super) enum Broken {
-    /// Nobody answered, or not in time, or not to the end.
+    /// Nobody answered, or not to the end.
     Unreachable(String),
+    /// Nothing came for as long as an administrator allows.
+    Stalled(String),
     /// What was answered is not acceptable.
     Refused(String),
 }
@@ -76,16 +78,26 @@ pub(super) struct Answered {
     pub(super) origin: Origin,
 }
 
-type PlainClient = Client<HttpConnector, Empty<Bytes>>;
-type SecureClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
+/// What transport needs to know of an administrator's choices.
+#[derive(Debug, Clone)]
+pub(super) struct Settings {
+    /// Hosts (`host` or `host:port`) that are asked without TLS, beside loopback.
+    pub(super) plain_http: Vec<String>,
+    /// How long a registry may send nothing.
+    pub(super) progress: Duration,
+    /// How many redirects are followed.
+    pub(super) redirects: usize,
+    /// Who stands between.
+    pub(super) proxies: Proxies,
+}
 
 /// Every connection to registries.
 pub(super) struct Transport {
-    plain: PlainClient,
-    /// Made at first use: reading the system's roots costs time and memory that a node without https does not spend.
-    secure: OnceLock<Result<SecureClient, String>>,
+    clients: Mutex<HashMap<Digest, Arc<Clients>>>,
     plain_http: Vec<String>,
     progress: Duration,
+    redirects: usize,
+    proxies: Arc<Proxies>,
 }
 
 impl std::fmt::Debug for Transport {
@@ -93,16 +105,15 @@ impl std::fmt::Debug for Transport {
         f.debug_struct("Transport")
             .field("plain_http", &self.plain_http)
             .field("progress", &self.progress)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
 impl Transport {
-    /// `plain_http` lists hosts (`host` or `host:port`) that are asked without TLS, beside loopback; `progress` is how long
-    /// a registry may send nothing.
-    pub(super) fn new(plain_http: Vec<String>, progress: Duration) -> Self {
-        let plain = builder().build(connector());
-        Self { plain, secure: OnceLock::new(), plain_http, progress }
+    /// Connects to nobody yet.
+    pub(super) fn new(settings: Settings) -> Self {
+        let Settings { plain_http, progress, redirects, proxies } = settings;
+        Self { clients: Mutex::default(), plain_http, progress, redirects, proxies: Arc::new(proxies) }
     }
 
     /// Where a registry named `authority` (host or host:port) is asked.
@@ -110,7 +121,7 @@ impl Transport {
         let parsed = parse_authority(authority)?;
         let (host, port) = parsed;
         let secure = !self.is_plain(&host, port);
-        Ok(Origin { secure, host, port: port.unwrap_or(default_port(secure)) })
+        Ok(Origin::new(secure, host, port))
     }
 
     /// Origin and path of a URL that an administrator wrote; https if it names no scheme. What is written counts: plain HTTP
@@ -124,23 +135,27 @@ impl Transport {
             _ => return None,
         };
         let (host, port) = parse_authority(uri.authority()?.as_str()).ok()?;
-        let origin = Origin { secure, port: port.unwrap_or(default_port(secure)), host };
-        uri.query().is_none().then(|| (origin, uri.path().to_owned()))
+        uri.query().is_none().then(|| (Origin::new(secure, host, port), uri.path().to_owned()))
     }
 
     /// Sends, follows redirects, and returns the first answer that is none. The limit is one of progress.
     pub(super) async fn ask(&self, origin: &Origin, ask: &Ask) -> Result<Answered, Broken> {
         let (mut at, mut path) = (origin.clone(), ask.path.clone());
-        for _ in 0..=MAX_REDIRECTS {
-            let authorization = if at == *origin { ask.authorization.as_ref() } else { None };
-            let response = self.send(&at, &path, ask, authorization).await?;
+        for _ in 0..=self.redirects {
+            let response = self.send(&at, &path, ask, at == *origin).await?;
             let Some(location) = redirect(&response)? else {
                 refuse_encoding(&response)?;
                 return Ok(Answered { response, origin: at });
             };
+            if ask.form.is_some() {
+                return Err(Broken::Refused(format!("{at} redirects, and what it was sent is for it alone")));
+            }
             (at, path) = self.target(&at, &location)?;
         }
-        Err(Broken::Refused(format!("redirected more than {MAX_REDIRECTS} times")))
+        Err(Broken::Refused(format!(
+            "redirected more than {} times (image_limits.redirects)",
+            self.redirects
+        )))
     }
 
     async fn send(
@@ -148,7 +163,7 @@ impl Transport {
         at: &Origin,
         path: &str,
         ask: &Ask,
-        authorization: Option<&HeaderValue>,
+        is_first: bool,
     ) -> Result<Response<Incoming>, Broken> {
         let mut request = Request::builder()
             .method(ask.method.clone())
@@ -157,32 +172,53 @@ impl Transport {
         if let Some(accept) = &ask.accept {
             request = request.header(header::ACCEPT, accept);
         }
-        if let Some(authorization) = authorization {
-            request = request.header(header::AUTHORIZATION, authorization);
+        if let Some((first, last)) = ask.range {
+            request = request.header(header::RANGE, format!("bytes={first}-{last}"));
         }
-        let request = request
-            .body(Empty::new())
-            .map_err(|error| Broken::Refused(format!("{at}{path} is no URL that can be asked: {error}")))?;
-        let sent = if at.secure { self.secure()?.request(request) } else { self.plain.request(request) };
+        if ask.form.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
+        }
+        if !at.secure
+            && let Some(proxy) = self.proxies.of(at).map_err(Broken::Refused)?
+            && let Some(authorization) = &proxy.authorization
+        {
+            request = request.header(header::PROXY_AUTHORIZATION, authorization);
+        }
+        let mut request = request
+            .body(Full::new(ask.form.clone().unwrap_or_default()))
+            .map_err(|error| Broken::Refused(format!("{at} has no URL that can be asked: {error}")))?;
+        if is_first {
+            for (name, value) in &ask.bound {
+                request.headers_mut().append(name, value.clone());
+            }
+        }
+        let clients =
+            if is_first { self.clients(&ask.access) } else { self.clients(&ask.access.elsewhere()) };
+        let sent = if at.secure {
+            let access = if is_first { (*ask.access).clone() } else { ask.access.elsewhere() };
+            clients.secure(&self.proxies, &access)?.request(request)
+        } else {
+            clients.plain().request(request)
+        };
         match timeout(self.progress, sent).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(Broken::Unreachable(causes(&error))),
-            Err(_) => Err(Broken::Unreachable(format!("no answer in {:?}", self.progress))),
+            Err(_) => Err(self.stalled("no answer")),
         }
     }
 
-    fn secure(&self) -> Result<&SecureClient, Broken> {
-        let made = self.secure.get_or_init(|| {
-            let connector = hyper_rustls::HttpsConnectorBuilder::new()
-                .with_provider_and_native_roots(rustls::crypto::ring::default_provider())
-                .map_err(|error| format!("the system's certificate roots cannot be read: {error}"))?
-                .https_only()
-                .enable_http1()
-                .enable_http2()
-                .wrap_connector(connector());
-            Ok(builder().build(connector))
-        });
-        made.as_ref().map_err(|reason| Broken::Refused(reason.clone()))
+    fn stalled(&self, what: &str) -> Broken {
+        Broken::Stalled(format!("{what} in {:?} (images.progress_seconds)", self.progress))
+    }
+
+    fn clients(&self, access: &Access) -> Arc<Clients> {
+        let key = access.fingerprint();
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if clients.len() >= MAX_CLIENTS && !clients.contains_key(&key) {
+            clients.clear();
+        }
+        let make = || Arc::new(Clients::new(&self.proxies, access));
+        clients.entry(key).or_insert_with(make).clone()
     }
 
     fn is_plain(&self, host: &str, port: Option<u16>) -> bool {
@@ -204,26 +240,34 @@ impl Transport {
         } else {
             location.to_owned()
         };
-        let absolute = absolute.split('#').next().unwrap_or_default();
-        let uri: Uri = absolute.parse().map_err(|_| refused("which is no URL"))?;
-        let secure = match uri.scheme_str() {
-            Some("https") => true,
-            Some("http") => false,
-            _ => return Err(refused("which is neither http nor https")),
-        };
-        let authority = uri.authority().map(Authority::as_str).unwrap_or_default();
-        let (host, port) = parse_authority(authority).map_err(|_| refused("whose host is not valid"))?;
-        let to = Origin { secure, port: port.unwrap_or(default_port(secure)), host };
-        if from.secure && !secure {
+        let (to, path) = parse_url(&absolute).map_err(refused)?;
+        if from.secure && !to.secure {
             return Err(refused("which would leave TLS"));
         }
-        if !secure && to != *from && !self.is_plain(&to.host, Some(to.port)) {
+        if !to.secure && to != *from && !self.is_plain(&to.host, Some(to.port)) {
             return Err(refused("which is not allowed without TLS"));
         }
-        if is_loopback(&to.host) && !is_loopback(&from.host) {
+        if to.is_loopback() && !from.is_loopback() {
             return Err(refused("which is this machine"));
         }
-        let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+        Ok((to, path))
+    }
+
+    /// Where the token server of a registry is, if a password may go there: by https, or, from a registry that is itself
+    /// asked without TLS, to the same host without it (A23).
+    pub(super) fn realm(&self, registry: &Origin, realm: &str) -> Result<(Origin, String), Broken> {
+        let refused =
+            |why: &str| Broken::Refused(format!("{registry} sends for a token to {}, {why}", shown(realm)));
+        let (to, path) = parse_url(realm).map_err(refused)?;
+        if !to.secure && registry.secure {
+            return Err(refused("which would leave TLS"));
+        }
+        if !to.secure && to.host != registry.host {
+            return Err(refused("which is another host without TLS"));
+        }
+        if to.is_loopback() && !registry.is_loopback() {
+            return Err(refused("which is this machine"));
+        }
         Ok((to, path))
     }
 
@@ -234,7 +278,7 @@ impl Transport {
                 Ok(None) => return Ok(None),
                 Ok(Some(Ok(frame))) => frame,
                 Ok(Some(Err(error))) => return Err(Broken::Unreachable(causes(&error))),
-                Err(_) => return Err(Broken::Unreachable(format!("no byte in {:?}", self.progress))),
+                Err(_) => return Err(self.stalled("no byte")),
             };
             // Trailers carry nothing that is asked for.
             if let Ok(data) = frame.into_data()
@@ -245,9 +289,15 @@ impl Transport {
         }
     }
 
-    /// A whole body of at most `max` bytes. Small, so the limit holds for all of it together.
-    pub(super) async fn document(&self, mut body: Incoming, max: usize) -> Result<Vec<u8>, Broken> {
-        let too_large = || Broken::Refused(format!("is larger than the limit of {max} bytes"));
+    /// A whole body of at most `max` bytes, which `limit` names. Small, so the limit of progress holds for all of it
+    /// together.
+    pub(super) async fn document(
+        &self,
+        mut body: Incoming,
+        max: usize,
+        limit: &'static str,
+    ) -> Result<Vec<u8>, Broken> {
+        let too_large = || Broken::Refused(format!("is larger than {limit} = {max}"));
         if body.size_hint().lower() > u64::try_from(max).unwrap_or(u64::MAX) {
             return Err(too_large());
         }
@@ -263,48 +313,24 @@ impl Transport {
         };
         match timeout(self.progress, read).await {
             Ok(read) => read,
-            Err(_) => Err(Broken::Unreachable(format!("not sent whole in {:?}", self.progress))),
+            Err(_) => Err(self.stalled("not sent whole")),
         }
     }
 }
 
-fn builder() -> hyper_util::client::legacy::Builder {
-    let mut builder = Client::builder(TokioExecutor::new());
-    builder.pool_timer(hyper_util::rt::TokioTimer::new());
-    builder.pool_idle_timeout(IDLE_LIMIT);
-    builder.http1_max_buf_size(READ_BUFFER);
-    builder
-}
-
-fn connector() -> HttpConnector {
-    let mut connector = HttpConnector::new();
-    connector.set_connect_timeout(Some(CONNECT_LIMIT));
-    connector.set_nodelay(true);
-    connector.enforce_http(false);
-    connector
-}
-
-fn default_port(secure: bool) -> u16 {
-    if secure { 443 } else { 80 }
-}
-
-fn is_loopback(host: &str) -> bool {
-    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    host == "localhost" || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
-fn parse_authority(text: &str) -> Result<(String, Option<u16>), Broken> {
-    let refused = || Broken::Refused(format!("{} is not host or host:port", shown(text)));
-    let authority: Authority = text.parse().map_err(|_| refused())?;
-    if authority.as_str().contains('@') || authority.host().is_empty() {
-        return Err(refused());
-    }
-    let has_port = authority.as_str().len() > authority.host().len();
-    let port = authority.port_u16();
-    if has_port && port.is_none() {
-        return Err(refused());
-    }
-    Ok((authority.host().to_ascii_lowercase(), port))
+/// Origin, and path with query, of a URL that a server gave.
+fn parse_url(text: &str) -> Result<(Origin, String), &'static str> {
+    let absolute = text.split('#').next().unwrap_or_default();
+    let uri: Uri = absolute.parse().map_err(|_| "which is no URL")?;
+    let secure = match uri.scheme_str() {
+        Some("https") => true,
+        Some("http") => false,
+        _ => return Err("which is neither http nor https"),
+    };
+    let authority = uri.authority().map(Authority::as_str).unwrap_or_default();
+    let (host, port) = parse_authority(authority).map_err(|_| "whose host is not valid")?;
+    let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    Ok((Origin::new(secure, host, port), path))
 }
 
 fn redirect(response: &Response<Incoming>) -> Result<Option<String>, Broken> {
@@ -335,16 +361,21 @@ fn refuse_encoding(response: &Response<Incoming>) -> Result<(), Broken> {
     }
 }
 
-/// An error with every cause beneath it: the kernel's answer is the last.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+/// An error with every cause beneath it: the kernel's answer is the last. Where an administrator can do something about
+/// it, that is said first.
+fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let (mut text, mut advice) = (error.to_string(), tls::explained(error));
     let mut next = error.source();
     while let Some(cause) = next {
         text.push_str(": ");
         text.push_str(&cause.to_string());
+        advice = advice.or_else(|| tls::explained(cause));
         next = cause.source();
     }
-    text
+    match advice {
+        Some(advice) => format!("{advice} ({text})"),
+        None => text,
+    }
 }
 
 /// Hostile text for an error: without query (it may be signed), bounded and printable.
@@ -358,7 +389,12 @@ mod tests {
     use super::*;
 
     fn transport() -> Transport {
-        Transport::new(vec!["plain.lan:5000".into(), "any.lan".into()], Duration::from_secs(1))
+        Transport::new(Settings {
+            plain_http: vec!["plain.lan:5000".into(), "any.lan".into()],
+            progress: Duration::from_secs(1),
+            redirects: 10,
+            proxies: Proxies::default(),
+        })
     }
 
     #[test]
@@ -418,6 +454,34 @@ mod tests {
                 panic!("{location} is followed")
             };
             assert!(text.contains("redirects to"), "{text}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_asked_for_where_passwords_may_go() {
+        let transport = transport();
+        let table = [
+            ("r.io", "https://auth.io/token?a=b", Ok("https://auth.io")),
+            ("r.io", "https://r.io/token", Ok("https://r.io")),
+            ("r.io", "http://r.io/token", Err("leave TLS")),
+            ("r.io", "http://auth.io/token", Err("leave TLS")),
+            ("r.io", "https://127.0.0.1/token", Err("this machine")),
+            ("any.lan", "http://any.lan:5001/token", Ok("http://any.lan:5001")),
+            ("any.lan", "http://plain.lan:5000/token", Err("another host without TLS")),
+            ("any.lan", "https://auth.io/token", Ok("https://auth.io")),
+            ("127.0.0.1:5000", "http://127.0.0.1:5001/token", Ok("http://127.0.0.1:5001")),
+            ("127.0.0.1:5000", "http://127.0.0.2:5001/token", Err("another host without TLS")),
+            ("r.io", "https://u:secret@auth.io/token", Err("host is not valid")),
+            ("r.io", "/token", Err("neither http nor https")),
+            ("r.io", "", Err("no URL")),
+        ];
+        for (registry, realm, expected) in table {
+            let registry = transport.origin(registry).unwrap();
+            match (transport.realm(&registry, realm), expected) {
+                (Ok((origin, _)), Ok(expected)) => assert_eq!(origin.to_string(), expected),
+                (Err(Broken::Refused(text)), Err(expected)) => assert!(text.contains(expected), "{text}"),
+                (found, _) => panic!("{realm}: {found:?}"),
+            }
         }
     }
 }

@@ -108,6 +108,7 @@ async fn measure(directory: &Path, rounds: usize, steps: bool) -> Outcome<Vec<Va
         range: "10.216.0.0/16".into(),
         programs: daemon::programs(),
         hosts: None,
+        images: String::new(),
     };
     let mut cove = place.start()?;
     let mut sides = [

@@ -72,6 +72,7 @@ fn place() -> Place {
         range: "10.87.0.0/24".into(),
         programs: daemon::programs(),
         hosts: Some("/var/lib/cove-conf/hosts.d".into()),
+        images: String::new(),
     }
 }
 

@@ -51,6 +51,7 @@ fn place() -> Place {
         range: std::env::var("COVE_DEMO_RANGE").unwrap_or_else(|_| "10.85.0.0/16".into()),
         programs: daemon::programs(),
         hosts: None,
+        images: String::new(),
     }
 }
 

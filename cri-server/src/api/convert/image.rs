@@ -32,11 +32,11 @@ pub(in crate::api) fn filter(filter: Option<wire::ImageFilter>) -> Option<String
 pub(in crate::api) fn auth(auth: wire::AuthConfig) -> Auth {
     Auth {
         username: auth.username,
-        password: auth.password,
-        auth: auth.auth,
+        password: auth.password.into(),
+        auth: auth.auth.into(),
         server_address: auth.server_address,
-        identity_token: auth.identity_token,
-        registry_token: auth.registry_token,
+        identity_token: auth.identity_token.into(),
+        registry_token: auth.registry_token.into(),
     }
 }
 

@@ -201,6 +201,7 @@ impl Ground {
             range: variable("COVE_E2E_RANGE", "10.216.0.0/24"),
             programs: daemon::programs(),
             hosts: None,
+            images: String::new(),
         };
         Ok(Self { place, image, seed, short, _registry: registry, directory })
     }
