@@ -29,7 +29,13 @@ pub(super) fn commit(
     }
     let _writer = publish(store, &made)?;
     let record = merged(&store.index(), reference, resolved, fix_up.is_some());
-    record::write(&store.layout.record(&resolved.id), &record)?;
+    let path = store.layout.record(&resolved.id);
+    let was_unreadable = store.index().unreadable.contains(&path);
+    if was_unreadable {
+        // Not every thing that may lie there (a directory) can be replaced by a file.
+        store.discard(&path)?;
+    }
+    record::write(&path, &record)?;
     let (image, robbed) = take_in(store, record, &resolved.id, &layers);
     for record in robbed {
         // The later record has the tag already, also after a restart: this one only says so twice.

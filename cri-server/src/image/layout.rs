@@ -141,6 +141,18 @@ impl Layout {
         fs::rename(stage, &target).map_err(|error| ImageError::store("publish layer", &target, error))
     }
 
+    /// Gives a layer whose record was damaged, and whose files containers run from, the record of a staged, synced one of the
+    /// same content. Its own files stay.
+    pub(super) fn publish_record(&self, stage: &Path, diff_id: &Digest) -> Result<(), ImageError> {
+        let target = self.layer(diff_id).join("layer.json");
+        // A directory in its place could not be replaced by a file.
+        self.discard(&target)?;
+        fs::rename(stage.join("layer.json"), &target)
+            .map_err(|error| ImageError::store("publish record", &target, error))?;
+        record::sync_parent(&target)?;
+        self.discard(stage)
+    }
+
     /// Makes the names of published layers survive a power loss.
     pub(super) fn sync_layers(&self) -> Result<(), ImageError> {
         record::sync_parent(&self.layers().join("x"))

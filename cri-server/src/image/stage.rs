@@ -144,8 +144,22 @@ fn publish(store: &Store, kept: &Kept, kept_until: Option<Instant>) -> Result<()
     if store.index().layers.contains_key(&kept.diff_id) {
         return store.discard(&kept.directory);
     }
-    store.layout.publish(&kept.directory, &kept.diff_id)?;
+    if is_run_from(store, &kept.diff_id) {
+        store.layout.publish_record(&kept.directory, &kept.diff_id)?;
+        store.later(Job::EmptyTrash);
+    } else {
+        store.layout.publish(&kept.directory, &kept.diff_id)?;
+    }
     let entry = LayerEntry { size: kept.size, inodes: kept.inodes, is_opaque: kept.is_opaque, kept_until };
     store.index().layers.insert(kept.diff_id.clone(), entry);
     Ok(())
+}
+
+/// A layer whose record was damaged lies there, and containers may run from its files: those came there whole, by rename, and
+/// must not be taken away from below an overlay.
+fn is_run_from(store: &Store, diff_id: &Digest) -> bool {
+    let index = store.index();
+    let used =
+        index.incomplete.iter().any(|(id, layers)| layers.contains(diff_id) && index.is_used(id.as_str()));
+    used && store.layout.layer_files(diff_id).is_dir()
 }
