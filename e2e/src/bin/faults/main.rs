@@ -10,6 +10,7 @@
 
 mod deadline;
 mod fuse;
+mod images;
 mod joining;
 mod load;
 mod neighbour;
@@ -46,7 +47,7 @@ struct Ground {
     image: String,
     seed: u64,
     short: bool,
-    _registry: Registry,
+    registry: Registry,
     directory: TempDir,
 }
 
@@ -121,6 +122,8 @@ enum Check {
     Undone { is_other: bool },
     /// Records that cannot be read.
     Records,
+    /// The same of images.
+    Images,
     /// Records of an earlier life of the host.
     Reboot,
     /// Something hangs.
@@ -144,6 +147,7 @@ impl Check {
             Self::Joining => joining::of_one_request(ground).await,
             Self::Undone { is_other } => joining::of_what_is_undone(ground, *is_other).await,
             Self::Records => records::damaged(ground).await,
+            Self::Images => images::damaged(ground).await,
             Self::Reboot => records::reboot(ground).await,
             Self::Instances => side::instances(ground).await,
             Self::Builds => side::builds(ground).await,
@@ -174,6 +178,7 @@ fn checks(ground: &Ground) -> Outcome<Vec<(String, Check)>> {
     checks.push(("the same request while the first is undone".into(), Check::Undone { is_other: false }));
     checks.push(("another request while the first is undone".into(), Check::Undone { is_other: true }));
     checks.push(("records that cannot be read".into(), Check::Records));
+    checks.push(("records of images that cannot be read".into(), Check::Images));
     checks.push(("a restart of the host".into(), Check::Reboot));
     checks.push(("side by side: two instances".into(), Check::Instances));
     checks.push(("side by side: shims of another build".into(), Check::Builds));
@@ -203,7 +208,7 @@ impl Ground {
             hosts: None,
             images: String::new(),
         };
-        Ok(Self { place, image, seed, short, _registry: registry, directory })
+        Ok(Self { place, image, seed, short, registry, directory })
     }
 
     /// A pod of this name with a log directory.
