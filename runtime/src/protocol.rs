@@ -43,8 +43,9 @@ wire_enum! {
     pub enum Request {
         /// First on each connection. Reply: [`Reply::Hello`], then the facts held, then `SnapshotEnd`.
         1 => Hello(Hello),
-        /// Makes the sandbox's namespaces. Once. Reply: [`Reply::Sandbox`] with the descriptor of the network
-        /// namespace, if a new one was made.
+        /// Makes the sandbox's namespaces. Once. Descriptor, if any: the mount namespace of which those of the pod are made
+        /// copies (`build::void`). Reply: [`Reply::Sandbox`] with the descriptor of the network namespace, if a new one was
+        /// made.
         2 => MakeSandbox(SandboxSpec),
         /// Makes the holder mount namespace and, for a shared PID namespace, its init. Once, after `MakeSandbox`.
         /// Descriptors: those of `cgroup`. Reply: [`Reply::Init`], with a pidfd if there is an init.

@@ -132,8 +132,7 @@ fn reserve(node: &Arc<Node>, id: &str, config: Arc<SandboxConfig>) -> Arc<Sandbo
 async fn sequence(node: &Arc<Node>, sandbox: &Arc<Sandbox>, steps: &mut Steps) -> Result<(), Error> {
     steps.whole("record", record(sandbox)).await?;
     let shim = steps.whole("shim", launch(node, sandbox)).await?;
-    let netns =
-        steps.step("namespaces", make_namespaces(sandbox, &shim, &node.config.load().network)).await?;
+    let netns = steps.step("namespaces", make_namespaces(node, sandbox, &shim)).await?;
     if let Some(netns) = netns {
         let netns = steps.whole("pin", pin(sandbox, netns)).await?;
         steps.whole("network", attach(node, sandbox, netns)).await?;
@@ -205,11 +204,7 @@ fn shim_log(sandbox: &Sandbox) -> String {
     format!("it ended at once: see {}", sandbox.places.run.join(crate::shim::LOG).display())
 }
 
-async fn make_namespaces(
-    sandbox: &Arc<Sandbox>,
-    shim: &Shim,
-    settings: &crate::config::Network,
-) -> Result<Option<OwnedFd>, Error> {
+async fn make_namespaces(node: &Node, sandbox: &Arc<Sandbox>, shim: &Shim) -> Result<Option<OwnedFd>, Error> {
     let config = &sandbox.identity.config;
     let own_network = config.network != NamespaceMode::Node;
     let spec = SandboxSpec {
@@ -219,9 +214,12 @@ async fn make_namespaces(
         // The host's network comes with the host's name (features.md 1.3).
         new_uts: own_network,
         hostname: if own_network { files::hostname(config) } else { String::new() },
-        sysctls: sysctls(config, settings),
+        sysctls: sysctls(config, &node.config.load().network),
     };
-    let (reply, fds) = shim.ask("make namespaces of", Request::MakeSandbox(spec), &[], SHIM_LIMIT).await?;
+    let void = node.launcher()?.void.try_clone();
+    let void = void.map_err(|error| Error::system("duplicate a descriptor for", sandbox.id(), error))?;
+    let request = Request::MakeSandbox(spec);
+    let (reply, fds) = shim.ask("make namespaces of", request, &[void], SHIM_LIMIT).await?;
     let netns = fds.into_iter().next();
     if reply != Reply::Sandbox || netns.is_some() != own_network {
         return Err(Error::Failure {

@@ -9,6 +9,7 @@ use std::process::Stdio;
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
+use cove_runtime::build::void;
 use cove_runtime::memfd;
 
 use super::connection::listen;
@@ -22,6 +23,8 @@ use crate::error::Error;
 pub struct Launcher {
     cgroups: Cgroups,
     orders: Mutex<Option<Starter>>,
+    /// What the mount namespaces of pods are made copies of.
+    pub void: OwnedFd,
     /// Number of this daemon life; a shim obeys the highest it has seen.
     pub generation: u64,
 }
@@ -35,7 +38,12 @@ impl Launcher {
         let program = memfd::sealed_program("cove-shim", &mut file)
             .map_err(|error| Error::system("copy shim", name, error))?;
         let orders = Mutex::new(Some(Starter::new(program, &cgroups)?));
-        Ok(Self { cgroups, orders, generation })
+        let void = void::make().map_err(|failure| Error::Failure {
+            step: failure.step,
+            detail: failure.detail,
+            errno: failure.errno,
+        })?;
+        Ok(Self { cgroups, orders, void, generation })
     }
 
     /// Starts no more shims, and leaves their cgroup. Blocking.

@@ -12,10 +12,12 @@ use super::line::{self, Line};
 use super::mounts::clean;
 use super::process::{self, Process};
 use super::report::Report;
-use super::request::{ContainerOrder, ContainerSpec, ProcessSpec};
+use super::request::{ContainerOrder, ContainerSpec, ProcessSpec, Rootfs};
 use super::sources::Detached;
 use super::step::At;
-use super::{PidEntry, Work, devices, hooks, identity, mapped, masks, mounts, namespaces, rootfs, sources};
+use super::{
+    PidEntry, Work, devices, hooks, identity, mapped, masks, mounts, namespaces, rootfs, sources, void,
+};
 use crate::memfd;
 use crate::protocol::{Failure, MAX_SPEC};
 use crate::wire::Wire;
@@ -30,7 +32,7 @@ pub(super) fn run(
     if work.user.is_some() {
         return mapped::run(work, pid, holder, line);
     }
-    let Work { single, spec, gate0, stdio, terminal, .. } = work;
+    let Work { single, spec, gate0, stdio, terminal, void, .. } = work;
     begin(gate0)?;
     let ContainerOrder { spec, hooks } = read_spec(spec)?;
     namespaces::own_cgroup(spec.new_cgroup_namespace)?;
@@ -43,9 +45,8 @@ pub(super) fn run(
     }
     let detached = sources::open_all(&spec.mounts, held, shared, spec.new_cgroup_namespace)?;
 
-    namespaces::leave_host()?;
-    let overlay = rootfs::assemble(&spec.rootfs)?;
-    let root = Root::from_fd(overlay);
+    // Hooks want the host's mounts in sight.
+    let (root, void) = open_root(&spec.rootfs, void.filter(|_| hooks.is_none()))?;
     let who = identity::resolve(&root, &spec.process.user)?;
     line.say(&Report::User(who.user.clone()));
     if let Some(hooks) = &hooks {
@@ -53,7 +54,13 @@ pub(super) fn run(
         fill(&root, &spec, &detached)?;
         hooks::run(hooks, matches!(&pid, PidEntry::First))?;
     }
-    rootfs::enter(root.as_fd())?;
+    match void {
+        Some(void) => {
+            void::copy(void.as_fd())?;
+            void::cover(root.as_fd())?;
+        }
+        None => rootfs::enter(root.as_fd())?,
+    }
     if hooks.is_none() {
         fill(&root, &spec, &detached)?;
     }
@@ -69,6 +76,17 @@ pub(super) fn run(
         PidEntry::Host => Some(single),
     };
     Process { spec: &spec.process, who: &who, stdio, terminal, proc, clone }.run(root, line)
+}
+
+/// The root file system, and the void if that is what it will be laid over; else it is in a copy of the host's mounts.
+fn open_root(rootfs: &Rootfs, void: Option<OwnedFd>) -> Result<(Root, Option<OwnedFd>), Failure> {
+    if let Some(void) = void
+        && let Some(overlay) = rootfs::assemble_detached(rootfs)?
+    {
+        return Ok((Root::from_fd(overlay), Some(void)));
+    }
+    namespaces::leave_host()?;
+    Ok((Root::from_fd(rootfs::assemble(rootfs)?), None))
 }
 
 /// After the pivot: all that lies over the root file system.

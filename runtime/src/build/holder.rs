@@ -19,7 +19,7 @@ use super::process::{become_user, clone_first, die_with_shim, hide};
 use super::report::Report;
 use super::step::At;
 use super::userns::UserNamespace;
-use super::{create, namespaces, rootfs, sources};
+use super::{create, namespaces, rootfs, sources, void};
 use crate::protocol::{Failure, ResolvedUser};
 
 const STEP: &str = "holder";
@@ -32,9 +32,9 @@ const EMPTY_ROOT: [(&str, &str); 3] = [("size", "4k"), ("nr_inodes", "8"), ("mod
 /// See [`super::holder`].
 pub(super) fn run(
     (single, gate0): (SingleThreaded, OwnedFd),
-    shm_size: u64,
-    init: bool,
+    (shm_size, init): (u64, bool),
     user: Option<UserNamespace>,
+    void: Option<OwnedFd>,
     line: &Line,
 ) -> Result<Infallible, Failure> {
     create::begin(gate0)?;
@@ -47,20 +47,23 @@ pub(super) fn run(
             clone_first(single, line)?;
         }
     }
-    build(shm_size, init)?;
+    build(shm_size, init, void.as_ref())?;
     line.say(&Report::Ready);
     line.pass_gate1();
     if !init {
         cove_sys::exit_now(0);
     }
-    empty_root()?;
+    empty_root(void)?;
     confine(nobody)?;
     reap()
 }
 
-fn build(shm_size: u64, proc: bool) -> Result<(), Failure> {
+fn build(shm_size: u64, proc: bool, void: Option<&OwnedFd>) -> Result<(), Failure> {
     // First of all: file systems of a user namespace are made in mount namespaces of its own.
-    namespaces::leave_host()?;
+    let copy = void.map(|void| void::copy(void.as_fd())).transpose()?;
+    if copy.is_none() {
+        namespaces::leave_host()?;
+    }
     // The proc of the PID namespace that this process is the first of, while the host's is still in sight.
     let proc = if proc { Some(make("proc", &[], none_of_them())?) } else { None };
     let size = shm_size.to_string();
@@ -68,10 +71,9 @@ fn build(shm_size: u64, proc: bool) -> Result<(), Failure> {
         0 => None,
         _ => Some(make("tmpfs", &[("size", &size), ("mode", "1777")], none_of_them())?),
     };
-    let root = new_root()?;
+    let root = copy.map_or_else(new_root, Ok)?;
     for (name, tree) in [("shm", shm), ("proc", proc)] {
         let Some(tree) = tree else { continue };
-        mkdirat(&root, name, Mode::from_raw_mode(0o555)).at(STEP, || format!("make /{name}"))?;
         move_mount(&tree, "", &root, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .at(STEP, || format!("mount /{name}"))?;
     }
@@ -79,16 +81,22 @@ fn build(shm_size: u64, proc: bool) -> Result<(), Failure> {
 }
 
 /// Leaves the holder to its descriptor and goes on where nothing is.
-fn empty_root() -> Result<(), Failure> {
+fn empty_root(void: Option<OwnedFd>) -> Result<(), Failure> {
+    if let Some(void) = void {
+        return void::enter(void.as_fd());
+    }
     namespaces::leave_host()?;
     new_root()?;
     rootfs::set_readonly()
 }
 
-/// A tmpfs on top of the present root becomes the root; what was below it is detached.
-fn new_root() -> Result<OwnedFd, Failure> {
+/// A tmpfs with the directories of a holder becomes the root; what was below it is detached.
+pub(super) fn new_root() -> Result<OwnedFd, Failure> {
     let root = make("tmpfs", &EMPTY_ROOT, none_of_them())?;
     rootfs::enter_detached(root.as_fd())?;
+    for name in ["shm", "proc"] {
+        mkdirat(&root, name, Mode::from_raw_mode(0o555)).at(STEP, || format!("make /{name}"))?;
+    }
     Ok(root)
 }
 

@@ -16,7 +16,8 @@ use crate::protocol::Failure;
 
 /// See [`super::join`].
 pub(super) fn run(work: Work, target: OwnedFd, line: &Line) -> Result<Infallible, Failure> {
-    let Work { single, spec, gate0, stdio, terminal, user } = work;
+    let Work { single, spec, gate0, stdio, terminal, user, void } = work;
+    drop(void);
     begin(gate0)?;
     let spec: ProcessSpec = read_spec(spec)?;
     let proc = open_proc(&spec)?;

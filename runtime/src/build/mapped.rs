@@ -24,7 +24,8 @@ pub(super) fn run(
     holder: Option<OwnedFd>,
     line: &Line,
 ) -> Result<Infallible, Failure> {
-    let Work { single, spec, gate0, stdio, terminal, user } = work;
+    let Work { single, spec, gate0, stdio, terminal, user, void } = work;
+    drop(void);
     begin(gate0)?;
     let Some(user) = user else { return refuse("userns", "there is no user namespace".to_owned()) };
     let ContainerOrder { spec, hooks } = read_spec(spec)?;

@@ -28,6 +28,7 @@ mod rootfs;
 mod sources;
 mod step;
 pub mod userns;
+pub mod void;
 
 use std::os::fd::OwnedFd;
 
@@ -55,6 +56,8 @@ pub struct Builder {
     pub terminal: bool,
     /// The pod's user namespace, if it has one of its own.
     pub user: Option<UserNamespace>,
+    /// The [`void`], of which the container's mount namespace is made a copy; else of the host's.
+    pub void: Option<OwnedFd>,
 }
 
 /// What is left of a [`Builder`] when its line is taken out.
@@ -66,12 +69,13 @@ struct Work {
     stdio: [OwnedFd; 3],
     terminal: bool,
     user: Option<UserNamespace>,
+    void: Option<OwnedFd>,
 }
 
 impl Builder {
     fn split(self) -> (Work, Line) {
-        let Self { single, spec, report, gate0, gate1, stdio, terminal, user } = self;
-        (Work { single, spec, gate0, stdio, terminal, user }, Line::new(report, gate1))
+        let Self { single, spec, report, gate0, gate1, stdio, terminal, user, void } = self;
+        (Work { single, spec, gate0, stdio, terminal, user, void }, Line::new(report, gate1))
     }
 }
 
@@ -126,12 +130,14 @@ pub struct HolderRequest {
     pub init: bool,
     /// The pod's user namespace. With one this process is not pid 1, but clones the init.
     pub user: Option<UserNamespace>,
+    /// As in [`Builder`]. The init lives in the void itself.
+    pub void: Option<OwnedFd>,
 }
 
 /// Makes the holder mount namespace: a tmpfs root with /shm (tmpfs) and, for an init, /proc, and nothing of the host.
 pub fn holder(request: HolderRequest) -> ! {
-    let HolderRequest { single, gate0, report, gate1, shm_size, init, user } = request;
+    let HolderRequest { single, gate0, report, gate1, shm_size, init, user, void } = request;
     let line = Line::new(report, gate1);
-    let Err(failure) = holder::run((single, gate0), shm_size, init, user, &line);
+    let Err(failure) = holder::run((single, gate0), (shm_size, init), user, void, &line);
     line.fail(failure)
 }

@@ -1,5 +1,6 @@
 //! The root file system: an overlay of the image's layers and the container's writable layer, mounted in the
-//! builder's own mount namespace, and the step into it by pivot_root(2), never chroot(2).
+//! builder's own mount namespace, and the step into it by pivot_root(2), where the mount namespace is a copy of the
+//! host's (else see `void`).
 //!
 //! What an overlay of layers that somebody else wrote must not do is turned off: following a redirect
 //! (`redirect_dir=nofollow`), taking a file's content from elsewhere (`metacopy=off`), trusting file handles
@@ -30,9 +31,17 @@ const STEP: &str = "rootfs";
 /// mount(2) takes at most a page of options.
 const PAGE: usize = 4096;
 
+/// Mounts the overlay nowhere yet and gives the descriptor of its root. `None` where the kernel cannot (before 6.5).
+pub(super) fn assemble_detached(rootfs: &Rootfs) -> Result<Option<OwnedFd>, Failure> {
+    match by_mount_api(rootfs) {
+        Err(failure) if failure.errno == Errno::INVAL.raw_os_error() => Ok(None),
+        done => done.map(Some),
+    }
+}
+
 /// Mounts the overlay on `rootfs.target` and gives the descriptor of its root.
 pub(super) fn assemble(rootfs: &Rootfs) -> Result<OwnedFd, Failure> {
-    match by_mount_api(rootfs) {
+    match by_mount_api(rootfs).and_then(|overlay| attach(overlay, rootfs)) {
         // `lowerdir+` came with 6.5, and one value may have 255 bytes.
         Err(failure) if failure.errno == Errno::INVAL.raw_os_error() => by_mount(rootfs).map_err(|older| {
             // Both causes: the first says more on a new kernel, the second is the one that counts on an old one.
@@ -61,8 +70,11 @@ fn by_mount_api(rootfs: &Rootfs) -> Result<OwnedFd, Failure> {
     }
     fsconfig_create(&context)
         .at(STEP, || format!("mount the overlay of {}{}", rootfs.upper.display(), log_of(&context)))?;
-    let overlay = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
-        .at(STEP, || format!("mount the overlay of {}", rootfs.upper.display()))?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+        .at(STEP, || format!("mount the overlay of {}", rootfs.upper.display()))
+}
+
+fn attach(overlay: OwnedFd, rootfs: &Rootfs) -> Result<OwnedFd, Failure> {
     move_mount(&overlay, "", CWD, &rootfs.target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .at(STEP, || format!("mount the overlay on {}", rootfs.target.display()))?;
     Ok(overlay)

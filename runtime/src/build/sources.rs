@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use cove_path::Root;
 use cove_sys::MountAttr;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, StatxFlags, fstat, statx};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, StatxAttributes, StatxFlags, fstat, statx};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, OpenTreeFlags, fsconfig_create,
@@ -68,10 +68,13 @@ pub(super) struct Held {
 pub(super) fn from_holder(holder: Option<OwnedFd>) -> Result<Held, Failure> {
     let Some(holder) = holder else { return Ok(Held::default()) };
     namespaces::look_into(holder.as_fd(), "the holder", || {
-        let take = |path: &str| match clone_tree(CWD, path, OpenTreeFlags::empty()) {
-            Ok(tree) => Ok(Some(tree)),
-            Err(Errno::NOENT) => Ok(None),
-            Err(errno) => Err(errno).at(STEP, || format!("take {path} of the pod")),
+        let take = |path: &str| {
+            let doing = || format!("take {path} of the pod");
+            let found = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()).at(STEP, doing)?;
+            if !found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+                return Ok(None);
+            }
+            clone_tree(CWD, path, OpenTreeFlags::empty()).map(Some).at(STEP, doing)
         };
         Ok(Held { shm: take("/shm")?, proc: take("/proc")? })
     })

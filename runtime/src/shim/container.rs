@@ -122,8 +122,8 @@ impl Shim {
         let (mode, pid) = self.pid_namespace(start.pid)?;
         let holder = self.sandbox.holder().map(dup).transpose()?;
         let Streams { output, input, stdio, terminal } = streams;
-        let user = self.user()?;
-        let order = Order { kind: Kind::Create { pid, holder }, spec, stdio, terminal, user };
+        let (user, void) = (self.user()?, self.void()?);
+        let order = Order { kind: Kind::Create { pid, holder }, spec, stdio, terminal, user, void };
         let spawn = fork::builder(self.single, order, &cgroup, None)?;
         let slot = self.slot();
         self.began(Owner::Container(slot), &spawn);

@@ -71,7 +71,8 @@ impl Shim {
             .try_clone()
             .map_err(|error| failure::io("exec", "duplicate a descriptor", &error))?;
         let user = self.user()?;
-        let order = Order { kind: Kind::Join(target), spec, stdio, terminal: exec.terminal, user };
+        let order =
+            Order { kind: Kind::Join(target), spec, stdio, terminal: exec.terminal, user, void: None };
         let spawn = fork::builder(self.single, order, &cgroup, Some(process.pid))?;
         let slot = self.slot();
         self.began(Owner::Exec(slot), &spawn);

@@ -45,13 +45,15 @@ pub struct Order {
     pub terminal: bool,
     /// The pod's user namespace.
     pub user: Option<UserNamespace>,
+    /// What its mount namespace is a copy of, if not of the host's.
+    pub void: Option<OwnedFd>,
 }
 
 /// What the child becomes.
 #[derive(Debug)]
 enum Task {
     Build(Order),
-    Hold { shm_size: u64, init: bool, user: Option<UserNamespace> },
+    Hold { shm_size: u64, init: bool, user: Option<UserNamespace>, void: Option<OwnedFd> },
 }
 
 /// Ends of the builder's own sockets and pipes.
@@ -75,12 +77,11 @@ pub fn builder(
 /// Forks the process that makes the holder mount namespace, and with `init` becomes the pod's init.
 pub fn holder(
     single: SingleThreaded,
-    shm_size: u64,
-    init: bool,
-    user: Option<UserNamespace>,
+    (shm_size, init): (u64, bool),
+    (user, void): (Option<UserNamespace>, Option<OwnedFd>),
     cgroup: &Cgroup,
 ) -> Result<Spawn, Failure> {
-    let task = Task::Hold { shm_size, init, user };
+    let task = Task::Hold { shm_size, init, user, void };
     watch(single, task.flags(), cgroup, None, task)
 }
 
@@ -119,6 +120,8 @@ impl Task {
             Self::Build(order) => order.keep(),
             Self::Hold { .. } => Vec::new(),
         };
+        let (Self::Build(Order { void, .. }) | Self::Hold { void, .. }) = self;
+        keep.extend(void.as_ref().map(AsRawFd::as_raw_fd));
         keep.extend(self.user().map(|user| user.namespace.as_raw_fd()));
         keep
     }
@@ -127,9 +130,9 @@ impl Task {
     fn carry_out(self, single: SingleThreaded, ends: Ends) -> ! {
         match self {
             Self::Build(order) => order.carry_out(single, ends),
-            Self::Hold { shm_size, init, user } => {
+            Self::Hold { shm_size, init, user, void } => {
                 let Ends { report, gate0, gate1 } = ends;
-                build::holder(HolderRequest { single, gate0, report, gate1, shm_size, init, user })
+                build::holder(HolderRequest { single, gate0, report, gate1, shm_size, init, user, void })
             }
         }
     }
@@ -154,8 +157,8 @@ impl Order {
     /// In the child: becomes the builder.
     fn carry_out(self, single: SingleThreaded, ends: Ends) -> ! {
         let Ends { report, gate0, gate1 } = ends;
-        let Self { spec, stdio, terminal, user, kind } = self;
-        let builder = Builder { single, spec, report, gate0, gate1, stdio, terminal, user };
+        let Self { spec, stdio, terminal, user, void, kind } = self;
+        let builder = Builder { single, spec, report, gate0, gate1, stdio, terminal, user, void };
         match kind {
             Kind::Create { pid, holder } => build::create(builder, pid, holder),
             Kind::Join(target) => build::join(builder, target),

@@ -31,6 +31,12 @@ impl Given {
         Cgroup::new(place, self.0.into()).ok_or_else(wrong_descriptors)
     }
 
+    /// The last one, if there is another.
+    pub fn last(mut self) -> Result<Option<OwnedFd>, Failure> {
+        let last = self.0.pop_front();
+        self.end().map(|()| last)
+    }
+
     /// There are no others.
     pub fn end(self) -> Result<(), Failure> {
         if self.0.is_empty() { Ok(()) } else { Err(wrong_descriptors()) }
@@ -133,12 +139,12 @@ impl Shim {
             Request::Attach(attach) => return self.attach(&attach, given),
             Request::Exec(exec) => self.exec(slot, exec, given)?,
             Request::MakeSandbox(spec) => {
-                given.end()?;
-                return self.make_sandbox(&spec, None);
+                let void = given.last()?;
+                return self.make_sandbox(&spec, None, void);
             }
             Request::MakeUserSandbox(spec) => {
                 given.end()?;
-                return self.make_sandbox(&spec.sandbox, Some(&spec.ids));
+                return self.make_sandbox(&spec.sandbox, Some(&spec.ids), None);
             }
             Request::ReopenLog(container) => self.reopen_log(&container.container, given)?,
             plain => {

@@ -35,6 +35,8 @@ pub struct Sandbox {
     making: Option<Making>,
     /// The pod's user namespace.
     user: Option<UserNamespace>,
+    /// The void, if the daemon gave one.
+    void: Option<OwnedFd>,
     /// The holder's mount namespace.
     holder: Option<OwnedFd>,
     init: Option<Child>,
@@ -77,6 +79,7 @@ impl Shim {
         &mut self,
         spec: &SandboxSpec,
         ids: Option<&IdMap>,
+        void: Option<OwnedFd>,
     ) -> Result<Answered, Failure> {
         if !self.sandbox.id.is_empty() {
             return Err(failure::new("sandbox", 0, "the sandbox has been made before"));
@@ -102,6 +105,7 @@ impl Shim {
         let network = spec.new_net.then(own_network).transpose()?;
         // Those of a user namespace were written inside, but for what only the host's root may write.
         sysctl::write(&self.proc, spec, |key| ids.is_none() || sysctl::is_of_uts(key))?;
+        self.sandbox.void = void;
         self.sandbox.id.clone_from(&spec.sandbox);
         Ok(Answered::Now(Reply::Sandbox, network))
     }
@@ -141,6 +145,13 @@ impl Shim {
         copy.map_err(|error| failure::io("start", "duplicate a descriptor", &error))
     }
 
+    /// What mount namespaces of the pod are copies of, for a builder. Not in a pod with a user namespace, whose root may
+    /// not enter it.
+    pub(super) fn void(&self) -> Result<Option<OwnedFd>, Failure> {
+        let copy = self.sandbox.void.as_ref().map(OwnedFd::try_clone).transpose();
+        copy.map_err(|error| failure::io("start", "duplicate a descriptor", &error))
+    }
+
     pub(super) fn start_init(
         &mut self,
         peer: u32,
@@ -152,8 +163,8 @@ impl Shim {
             return Err(failure::new("init", 0, "the sandbox has not been made, or has its holder already"));
         }
         let cgroup = given.cgroup(&start.cgroup)?;
-        let user = self.user()?;
-        let spawn = fork::holder(self.single, start.shm_size, start.shared_pid, user, &cgroup)?;
+        let from = (self.user()?, self.void()?);
+        let spawn = fork::holder(self.single, (start.shm_size, start.shared_pid), from, &cgroup)?;
         self.began(Owner::Holder, &spawn);
         self.sandbox.making = Some(Making { spawn: Some(spawn), init: start.shared_pid, peer, seq });
         Ok(Answered::Later)

@@ -228,7 +228,7 @@ fn devices(host: &Host, image: &Image) {
     assert_eq!(output(host, &spec), expected);
     renew(image);
     spec.mounts[1].readonly = true;
-    spec.process.args[2] = "touch /dev/x; touch /dev/mqueue/y && echo below".into();
+    spec.process.args[2] = "touch /dev/x; touch /dev/mqueue/y && rm /dev/mqueue/y && echo below".into();
     let outcome = run(host, &spec).unwrap();
     assert!(
         outcome.output.contains("Read-only file system") && outcome.output.contains("below"),

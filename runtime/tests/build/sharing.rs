@@ -67,8 +67,11 @@ fn init(host: &Host, _image: &Image) {
         assert!(status.contains(expected), "{expected}: {status}");
     }
     let at = format!("/proc/{}", pod.pid.as_raw_nonzero());
-    assert_eq!(listed(pod.pid, "root"), Vec::<String>::new());
-    assert_eq!(listed(pod.pid, "cwd"), Vec::<String>::new());
+    for place in ["root", "cwd"] {
+        assert_eq!(listed(pod.pid, place), ["proc", "shm"]);
+        assert!(listed(pod.pid, &format!("{place}/proc")).is_empty(), "the pod's are in the holder");
+        assert!(listed(pod.pid, &format!("{place}/shm")).is_empty());
+    }
     let table = fs::read_to_string(format!("{at}/mountinfo")).unwrap();
     assert_eq!(table.lines().count(), 1, "{table}");
     assert!(table.contains(" / ro,nosuid,nodev,noexec"), "{table}");
@@ -354,8 +357,8 @@ fn death(host: &Host, image: &Image) {
     match cove_sys::fork(host.single, cove_sys::CloneFlags::none(), None).unwrap() {
         cove_sys::Forked::Child(single) => {
             drop(told);
-            let running =
-                start(&Host { single }, &Job::Shared(&spec, None)).unwrap_or_else(|f| panic!("{f:?}"));
+            let running = start(&Host { single, void: None }, &Job::Shared(&spec, None))
+                .unwrap_or_else(|f| panic!("{f:?}"));
             rustix::io::write(&tell, &running.pid.as_raw_nonzero().get().to_ne_bytes()).unwrap();
             cove_sys::exit_now(0)
         }

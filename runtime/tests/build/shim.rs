@@ -129,7 +129,9 @@ fn begin(
     let first = user.is_none() && matches!(job, Job::Private(_) | Job::Held(..));
     let flags = if first { CloneFlags::NEW_PID } else { CloneFlags::none() };
     let (pid, pidfd) = match cove_sys::fork(host.single, flags, None).unwrap() {
-        Forked::Child(single) => become_builder(single, theirs, spec, stdout, (job, terminal, user)),
+        Forked::Child(single) => {
+            become_builder(single, theirs, spec, stdout, (job, terminal, user, host.void))
+        }
         Forked::Parent { pid, pidfd } => (Pid::from_raw(pid).unwrap(), pidfd),
     };
     drop((theirs, spec, stdout));
@@ -189,7 +191,7 @@ fn become_builder(
     theirs: Ends,
     spec: OwnedFd,
     stdout: OwnedFd,
-    (job, terminal, user): (&Job<'_>, Option<&OwnedFd>, Option<&UserNamespace>),
+    (job, terminal, user, void): (&Job<'_>, Option<&OwnedFd>, Option<&UserNamespace>, Option<&OwnedFd>),
 ) -> ! {
     let stdin = open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
     let stderr = stdout.try_clone().unwrap();
@@ -218,9 +220,11 @@ fn become_builder(
         keep.push(member.as_raw_fd());
     }
     keep.extend(user.as_ref().map(|user| user.namespace.as_raw_fd()));
+    let void = void.map(copy);
+    keep.extend(void.as_ref().map(AsRawFd::as_raw_fd));
     cove_sys::close_all_except(&keep).unwrap();
     let Ends { report, gate0, gate1 } = theirs;
-    let builder = Builder { single, spec, report, gate0, gate1, stdio, terminal, user };
+    let builder = Builder { single, spec, report, gate0, gate1, stdio, terminal, user, void };
     match (pid, target) {
         (Some(pid), _) => build::create(builder, pid, holder),
         (None, Some(target)) => build::join(builder, target),
@@ -244,8 +248,11 @@ pub fn pod_of(host: &Host, shared_pid: bool, shm_size: u64, user: Option<&UserNa
             let user = user.map(|user| user.try_clone().unwrap());
             let mut keep: Vec<_> = [&report, &gate0, &gate1].map(AsRawFd::as_raw_fd).into();
             keep.extend(user.as_ref().map(|user| user.namespace.as_raw_fd()));
+            let void = host.void.filter(|_| user.is_none()).map(|void| void.try_clone().unwrap());
+            keep.extend(void.as_ref().map(AsRawFd::as_raw_fd));
             cove_sys::close_all_except(&keep).unwrap();
-            build::holder(HolderRequest { single, gate0, report, gate1, shm_size, init: shared_pid, user })
+            let init = shared_pid;
+            build::holder(HolderRequest { single, gate0, report, gate1, shm_size, init, user, void })
         }
         Forked::Parent { pid, pidfd } => (Pid::from_raw(pid).unwrap(), pidfd),
     };

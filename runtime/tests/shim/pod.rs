@@ -254,7 +254,8 @@ impl Pod {
             None => Request::MakeSandbox(sandbox),
             Some(ids) => Request::MakeUserSandbox(UserSandbox { sandbox, ids }),
         };
-        let (reply, network) = pod.daemon.ask(request, &[]);
+        let void = pod.ids.is_none().then(|| cove_runtime::build::void::make().unwrap());
+        let (reply, network) = pod.daemon.ask(request, &void.iter().map(AsFd::as_fd).collect::<Vec<_>>());
         assert_eq!(reply, Reply::Sandbox);
         assert!(network.is_some());
         let name = format!("cove-shim-test-{}-init", pod.process.id());
