@@ -1,4 +1,4 @@
-//! Capability sets: the default ones, less what is dropped, plus what is added.
+//! Capability sets: the default ones, plus what is added, less what is dropped.
 
 use std::sync::LazyLock;
 
@@ -55,7 +55,8 @@ pub(super) fn bounding(config: &ContainerConfig) -> Result<u64, Error> {
     permitted(config, *HELD)
 }
 
-/// First drop, then add; `ALL` is what `held` has.
+/// First `ALL`, which is what `held` has, added, then dropped; then the others, added, then dropped: so what is dropped by
+/// its name is never there (as containerd has it).
 fn permitted(config: &ContainerConfig, held: u64) -> Result<u64, Error> {
     let field = |list| format!("config.linux.security_context.capabilities.{list}");
     if config.privileged {
@@ -63,11 +64,19 @@ fn permitted(config: &ContainerConfig, held: u64) -> Result<u64, Error> {
     }
     let mut mask =
         DEFAULT.iter().try_fold(0, |mask, name| number("default", name).map(|bit| mask | bit))? & held;
-    for name in &config.capabilities.drop {
-        mask &= if name == "ALL" { 0 } else { !number(&field("drop_capabilities"), name)? };
+    let (add, drop) = (&config.capabilities.add, &config.capabilities.drop);
+    let is_all = |name: &String| name == "ALL";
+    if add.iter().any(is_all) {
+        mask = held & all();
     }
-    for name in &config.capabilities.add {
-        mask |= if name == "ALL" { held & all() } else { number(&field("add_capabilities"), name)? };
+    if drop.iter().any(is_all) {
+        mask = 0;
+    }
+    for name in add.iter().filter(|name| !is_all(name)) {
+        mask |= number(&field("add_capabilities"), name)?;
+    }
+    for name in drop.iter().filter(|name| !is_all(name)) {
+        mask &= !number(&field("drop_capabilities"), name)?;
     }
     Ok(mask)
 }
@@ -101,10 +110,12 @@ mod tests {
     }
 
     #[test]
-    fn drop_goes_before_add() {
+    fn what_is_dropped_by_name_is_gone() {
         assert_eq!(with(&[], &[], false).unwrap().len(), 14);
         assert_eq!(with(&["NET_ADMIN"], &["ALL"], false).unwrap(), ["CAP_NET_ADMIN"]);
-        assert_eq!(with(&["ALL"], &["CHOWN"], false).unwrap().len(), 41);
+        assert_eq!(with(&["ALL"], &["CHOWN"], false).unwrap().len(), 40);
+        assert!(!with(&["CHOWN"], &["CHOWN"], false).unwrap().contains(&"CAP_CHOWN".to_owned()));
+        assert_eq!(with(&["ALL", "KILL"], &["ALL"], false).unwrap(), ["CAP_KILL"]);
         assert_eq!(with(&[], &["ALL"], false).unwrap(), Vec::<String>::new());
         assert_eq!(with(&[], &["CHOWN"], false).unwrap().len(), 13);
         assert_eq!(with(&[], &["ALL"], true).unwrap().len(), 41);
