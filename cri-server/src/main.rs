@@ -65,6 +65,10 @@ fn serve(file: Option<&Path>) -> Result<(), Box<dyn Error>> {
     if !cove_runtime::allocator::keep_small() {
         tracing::warn!("the allocator takes no limit of its arenas: the daemon will use more memory");
     }
+    let taken_away = cove_guard::taken_away()?;
+    if !taken_away.is_empty() {
+        tracing::warn!(?taken_away, "guards are taken away: containers can escape, this is for tests only");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
     runtime.block_on(run(config))
 }

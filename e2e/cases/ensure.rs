@@ -6,7 +6,30 @@ use cove_e2e::Outcome;
 macro_rules! cases {
     ($($name:ident),* $(,)?) => {
         pub(crate) const CASES: &[$crate::world::Case] = &[$(
-            $crate::world::Case { name: stringify!($name), run: |world| Box::pin($name(world)) }
+            $crate::world::Case { name: stringify!($name), unguarded: "", control: false, run: |world| Box::pin($name(world)) }
+        ),*];
+    };
+}
+
+/// Lists attacks: async functions that tell what they reached. As cases they must reach nothing; as controls, with the
+/// named guards taken away, they must reach something, or the case shows nothing.
+macro_rules! attacks {
+    ($($name:ident without $guards:literal),* $(,)?) => {
+        pub(crate) const CASES: &[$crate::world::Case] = &[$(
+            $crate::world::Case {
+                name: stringify!($name),
+                unguarded: "",
+                control: false,
+                run: |world| Box::pin(async move { $crate::escape::holds($name(world).await?) }),
+            }
+        ),*];
+        pub(crate) const CONTROLS: &[$crate::world::Case] = &[$(
+            $crate::world::Case {
+                name: stringify!($name),
+                unguarded: $guards,
+                control: true,
+                run: |world| Box::pin(async move { $crate::escape::falls($name(world).await?) }),
+            }
         ),*];
     };
 }

@@ -22,6 +22,7 @@ mod container;
 mod demo;
 mod device;
 mod ending;
+mod escape;
 mod events;
 mod exec;
 mod hostile;
@@ -76,7 +77,20 @@ fn main() {
             Trial::test(format!("{room}::{}", case.name), move || world::run(case).map_err(Into::into))
         }));
     }
+    trials.extend(escape::CASES.iter().copied().flatten().map(|case| {
+        Trial::test(format!("escape::{}", case.name), move || world::run(case).map_err(Into::into))
+    }));
+    // Only against programs whose guards can be taken away: hack/escapes.
+    let controls = std::env::var_os("COVE_CONTROLS").is_some();
+    if controls {
+        trials.extend(escape::CONTROLS.iter().copied().flatten().map(|case| {
+            Trial::test(format!("control::{}", case.name), move || world::run(case).map_err(Into::into))
+        }));
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
+    if controls {
+        println!("{} passed, {} failed", conclusion.num_passed, conclusion.num_failed);
+    }
     if let Err(error) = world::end_registry() {
         eprintln!("the registry of the cases is left: {error}");
     }

@@ -117,12 +117,28 @@ pub struct Image {
 
 /// Builds an image of gzip layers. `config` is the `config` object of the OCI image config.
 pub fn build(layers: Vec<Layer>, config: Value) -> Outcome<Image> {
-    let mut blobs = Vec::new();
-    let mut diff_ids = Vec::new();
-    let mut descriptors = Vec::new();
+    assemble(Vec::new(), Vec::new(), Vec::new(), layers, config)
+}
+
+/// Builds an image of the layers of `base`, which are not compressed again, and of further ones.
+pub fn build_on(base: &Image, layers: Vec<Layer>, config: Value) -> Outcome<Image> {
+    let (document, blobs) = base.blobs.split_last().ok_or("an image without a config")?;
+    let document: Value = serde_json::from_slice(&document.bytes)?;
+    let manifest: Value = serde_json::from_slice(&base.manifest.bytes)?;
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    assemble(blobs.to_vec(), list(&document["rootfs"]["diff_ids"]), list(&manifest["layers"]), layers, config)
+}
+
+fn assemble(
+    mut blobs: Vec<Blob>,
+    mut diff_ids: Vec<Value>,
+    mut descriptors: Vec<Value>,
+    layers: Vec<Layer>,
+    config: Value,
+) -> Outcome<Image> {
     for layer in layers {
         let tar = layer.tar();
-        diff_ids.push(digest(&tar));
+        diff_ids.push(digest(&tar).into());
         let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
         gzip.write_all(&tar)?;
         let blob = Blob::new(gzip.finish()?);

@@ -1,6 +1,8 @@
 //! Which kernel parameters belong to which namespace: the daemon refuses by this what is not the pod's own, and so does the
 //! shim, whatever the daemon let pass. A parameter of the host is never one of a pod (CVE-2022-0532, CVE-2022-0811).
 
+use cove_guard::Guard;
+
 /// Those of the IPC namespace: ipc_namespaces(7), and kernel.shm_rmid_forced of proc_sys_kernel(5).
 const IPC: [&str; 8] = [
     "kernel/msgmax",
@@ -43,7 +45,7 @@ pub fn fault(key: &str, value: &str, own: Own) -> Option<&'static str> {
     } else {
         false
     };
-    if own { None } else { Some("not of a namespace that is the pod's own") }
+    if own || !Guard::OwnSysctls.holds() { None } else { Some("not of a namespace that is the pod's own") }
 }
 
 /// The parameter's path below /proc/sys. sysctl(8): whichever of dot and slash comes first separates; the other belongs

@@ -9,6 +9,7 @@ use std::process::Stdio;
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
+use cove_guard::Guard;
 use cove_runtime::build::void;
 use cove_runtime::memfd;
 
@@ -35,8 +36,11 @@ impl Launcher {
         let name = program.display().to_string();
         let mut file =
             File::open(program).map_err(|error| Error::system("open shim", name.clone(), error))?;
-        let program = memfd::sealed_program("cove-shim", &mut file)
-            .map_err(|error| Error::system("copy shim", name, error))?;
+        let program = match Guard::SealedProgram.holds() {
+            true => memfd::sealed_program("cove-shim", &mut file)
+                .map_err(|error| Error::system("copy shim", name, error))?,
+            false => file.into(),
+        };
         let orders = Mutex::new(Some(Starter::new(program, &cgroups)?));
         let void = void::make().map_err(|failure| Error::Failure {
             step: failure.step,
@@ -147,6 +151,7 @@ fn spawn(program: &OwnedFd, sandbox: &str, stdio: [Stdio; 3]) -> std::io::Result
         .arg0("cove-shim")
         .arg(sandbox)
         .env_clear()
+        .envs(cove_guard::environment())
         .current_dir("/")
         // A terminal that interrupts the daemon does not interrupt the pods.
         .process_group(0)

@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use cove_guard::Guard;
 use rustix::fs::{CWD, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags, fstat, fstatfs, readlinkat};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -39,6 +40,11 @@ impl Proc {
     /// [`PathError::NotProcfs`] when `/proc` is something else; the kernel's answer when neither way is permitted.
     pub fn open() -> Result<Self, PathError> {
         let fd = match new_instance() {
+            _ if !Guard::PrivateProc.holds() => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                rustix::fs::open("/proc", flags, Mode::empty())
+                    .map_err(PathError::call("open", Path::new("/proc")))?
+            }
             Ok(fd) => fd,
             // In a user namespace, or where masks lie on the visible procfs, a new instance is refused.
             Err(_refused) => private_clone().map_err(PathError::call("clone", Path::new("/proc")))?,
@@ -68,8 +74,8 @@ impl Proc {
     /// # Errors
     /// `ELOOP` for every kind of symlink, `self` included (see [`Proc::own`]).
     pub fn open_at(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, PathError> {
-        resolve::open(&self.fd, path, flags, Mode::empty(), EXACT)
-            .map_err(PathError::call("open /proc", path))
+        let how = if Guard::PrivateProc.holds() { EXACT } else { ResolveFlags::empty() };
+        resolve::open(&self.fd, path, flags, Mode::empty(), how).map_err(PathError::call("open /proc", path))
     }
 
     /// Reads a whole file.

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use cove_guard::Guard;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 
@@ -25,6 +26,10 @@ pub(crate) fn open(
     mode: Mode,
     how: ResolveFlags,
 ) -> Result<OwnedFd, Errno> {
+    let (path, how) = match how.contains(ResolveFlags::IN_ROOT) && !Guard::InRoot.holds() {
+        false => (path, how),
+        true => (anywhere(path), ResolveFlags::empty()),
+    };
     let mut tries = 0;
     loop {
         match openat2(dir.as_fd(), path, flags | OFlags::CLOEXEC, mode, how) {
@@ -32,4 +37,10 @@ pub(crate) fn open(
             other => return other,
         }
     }
+}
+
+/// A path below a directory, wherever its symlinks lead: without [`Guard::InRoot`].
+pub(crate) fn anywhere(path: &Path) -> &Path {
+    let below = path.strip_prefix("/").unwrap_or(path);
+    if below.as_os_str().is_empty() { Path::new(".") } else { below }
 }

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
+use cove_guard::Guard;
 use rustix::fs::{FileType, Mode, OFlags, fstat, mkdirat, readlinkat};
 use rustix::io::Errno;
 
@@ -65,6 +66,9 @@ pub(crate) fn make<E: From<PathError>>(
         Err(error) if matches!(error.errno(), Some(Errno::NOENT | Errno::NOTDIR)) => {}
         Err(error) => return Err(error.into()),
     }
+    if !Guard::InRoot.holds() {
+        return Ok(make_anywhere(root, path, mode, last)?);
+    }
     let mut walk = Walk {
         root,
         asked: path,
@@ -78,6 +82,27 @@ pub(crate) fn make<E: From<PathError>>(
     };
     walk.push_front(path);
     walk.run()
+}
+
+/// By whole paths, wherever their symlinks lead: without [`Guard::InRoot`].
+fn make_anywhere(root: &Root, path: &Path, mode: Mode, last: Last) -> Result<OwnedFd, PathError> {
+    let path = resolve::anywhere(path);
+    let mut missing: Vec<&Path> = path.ancestors().filter(|part| !part.as_os_str().is_empty()).collect();
+    if last == Last::File {
+        missing.remove(0);
+    }
+    for directory in missing.into_iter().rev() {
+        match mkdirat(root.as_fd(), directory, PARENT_MODE) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(PathError::call("make", directory)(errno)),
+        }
+    }
+    if last == Last::Directory {
+        return root.resolve(path, OFlags::PATH | OFlags::DIRECTORY);
+    }
+    resolve::open(root.as_fd(), path, OFlags::WRONLY | OFlags::CREATE, mode, IN_ROOT)
+        .map_err(PathError::call("make", path))?;
+    root.resolve(path, OFlags::PATH)
 }
 
 impl<E: From<PathError>> Walk<'_, E> {

@@ -1,5 +1,6 @@
 //! The five capability sets of a process. See capabilities(7).
 
+use cove_guard::Guard;
 use rustix::io::Errno;
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set,
@@ -100,6 +101,9 @@ impl Wanted {
 
     /// Takes away what the bounding set must not have. Needs CAP_SETPCAP, so it comes before the others.
     pub(super) fn limit_bounding(self) -> Result<(), Failure> {
+        if !Guard::ExactCapabilities.holds() {
+            return Ok(());
+        }
         let mut missing = 0;
         // Newer kernels have capabilities without a name here: none of them is ever left.
         for number in 0..u64::BITS {
@@ -122,7 +126,8 @@ impl Wanted {
     /// The rest, when the process has its final ids.
     pub(super) fn apply(self) -> Result<(), Failure> {
         let held = CapabilitySet::from_bits_retain(self.held);
-        let inheritable = CapabilitySet::from_bits_retain(self.ambient);
+        let inheritable = if Guard::ExactCapabilities.holds() { self.ambient } else { self.held };
+        let inheritable = CapabilitySet::from_bits_retain(inheritable);
         set_capabilities(None, CapabilitySets { effective: held, permitted: held, inheritable })
             .at(STEP, || format!("set {}", names(self.held)))?;
         for number in (0..u64::BITS).filter(|number| self.ambient & (1 << number) != 0) {

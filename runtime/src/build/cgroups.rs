@@ -8,6 +8,7 @@
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use cove_guard::Guard;
 use cove_sys::MountAttr;
 use rustix::fs::{CWD, statfs, symlinkat};
 use rustix::mount::{MountPropagationFlags, OpenTreeFlags};
@@ -56,8 +57,12 @@ fn first_version(mount: &Mount) -> Result<Vec<Detached<'_>>, Failure> {
 fn own_directory<'a>(mount: &'a Mount, destination: PathBuf, source: &Path) -> Result<Detached<'a>, Failure> {
     let tree =
         clone_tree(CWD, source, OpenTreeFlags::empty()).at(STEP, || format!("open {}", source.display()))?;
+    let mut flags = flags_of(mount);
+    if !Guard::CgroupReadonly.holds() {
+        flags.remove(super::sources::READONLY);
+    }
     let attr = MountAttr {
-        set: u64::from(flags_of(mount).bits()),
+        set: u64::from(flags.bits()),
         propagation: u64::from(MountPropagationFlags::PRIVATE.bits()),
         ..MountAttr::default()
     };

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use cove_guard::Guard;
 use cove_path::{Proc, Root};
 use rustix::fs::Mode;
 use rustix::process::umask;
@@ -46,12 +47,15 @@ pub(super) fn run(
     let detached = sources::open_all(&spec.mounts, held, shared, spec.new_cgroup_namespace)?;
 
     // Hooks want the host's mounts in sight.
-    let (root, void) = open_root(&spec.rootfs, void.filter(|_| hooks.is_none()))?;
+    let early = hooks.is_some() || !Guard::PivotFirst.holds();
+    let (root, void) = open_root(&spec.rootfs, void.filter(|_| !early))?;
     let who = identity::resolve(&root, &spec.process.user)?;
     line.say(&Report::User(who.user.clone()));
-    if let Some(hooks) = &hooks {
-        // They finish what they find, and their files are the host's: only for them is anything attached before the pivot.
+    // Hooks finish what they find, and their files are the host's: only for them is anything attached before the pivot.
+    if early {
         fill(&root, &spec, &detached)?;
+    }
+    if let Some(hooks) = &hooks {
         hooks::run(hooks, matches!(&pid, PidEntry::First))?;
     }
     match void {
@@ -61,7 +65,7 @@ pub(super) fn run(
         }
         None => rootfs::enter(root.as_fd())?,
     }
-    if hooks.is_none() {
+    if !early {
         fill(&root, &spec, &detached)?;
     }
     protect(&root, &spec, detached)?;
@@ -138,6 +142,9 @@ pub(super) fn open_proc(process: &ProcessSpec) -> Result<Option<Proc>, Failure> 
 
 /// A working directory that the image lacks is made, as root's.
 fn make_cwd(root: &Root, cwd: &Path) -> Result<(), Failure> {
+    if !Guard::WorkingDirectory.holds() {
+        return Ok(());
+    }
     root.make_dirs(&clean(cwd), Mode::from_raw_mode(0o755))
         .map(drop)
         .at("cwd", || "make the working directory".to_owned())

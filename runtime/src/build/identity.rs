@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use cove_guard::Guard;
 use cove_path::Root;
 
 use super::request::{GroupsPolicy, User};
@@ -103,6 +104,9 @@ fn number(digits: &str) -> Option<u32> {
         return None;
     }
     let number: u64 = digits.parse().ok()?;
+    if !Guard::StrictIds.holds() {
+        return u32::try_from(number & u64::from(u32::MAX)).ok();
+    }
     if number > MAX_ID { None } else { u32::try_from(number).ok() }
 }
 

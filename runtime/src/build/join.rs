@@ -3,11 +3,12 @@
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 
+use cove_guard::Guard;
 use cove_path::Root;
 
 use super::create::{begin, open_proc, read_spec};
 use super::line::Line;
-use super::process::Process;
+use super::process::{self, Process};
 use super::report::Report;
 use super::request::ProcessSpec;
 use super::step::At;
@@ -22,11 +23,18 @@ pub(super) fn run(work: Work, target: OwnedFd, line: &Line) -> Result<Infallible
     let spec: ProcessSpec = read_spec(spec)?;
     let proc = open_proc(&spec)?;
 
+    let outside = Guard::BuilderOutside.holds();
+    if !outside {
+        process::clone_at_once(single, target.as_fd(), line)?;
+    }
     namespaces::enter_container(target.as_fd())?;
     drop(target);
     let root = Root::of_process().at("namespaces", || "open the container's root".to_owned())?;
     let who = identity::resolve(&root, &spec.user)?;
-    line.say(&Report::User(who.user.clone()));
+    // A clone may not say it any more.
+    if outside {
+        line.say(&Report::User(who.user.clone()));
+    }
     if let Some(user) = user {
         user.check(&who.user)?;
         user.give_stdio(&stdio, &who.user)?;
@@ -34,5 +42,6 @@ pub(super) fn run(work: Work, target: OwnedFd, line: &Line) -> Result<Infallible
         user.enter()?;
     }
 
-    Process { spec: &spec, who: &who, stdio, terminal, proc, clone: Some(single) }.run(root, line)
+    let clone = outside.then_some(single);
+    Process { spec: &spec, who: &who, stdio, terminal, proc, clone }.run(root, line)
 }

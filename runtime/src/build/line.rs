@@ -5,7 +5,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::io::{Errno, fcntl_dupfd_cloexec, read, retry_on_intr};
+use cove_guard::Guard;
+use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd, read, retry_on_intr};
 
 use super::report::Report;
 use crate::protocol::{Failure, MAX_DETAIL};
@@ -33,7 +34,11 @@ impl Line {
             // Without a line nobody can be told why.
             Err(_) => cove_sys::exit_now(GIVEN_UP),
         };
-        Self { report: lift(report), gate1: lift(gate1) }
+        let line = Self { report: lift(report), gate1: lift(gate1) };
+        if !Guard::CloseOnExec.holds() && fcntl_setfd(&line.gate1, FdFlags::empty()).is_err() {
+            cove_sys::exit_now(GIVEN_UP);
+        }
+        line
     }
 
     /// What must stay open until exec. Both are close-on-exec.

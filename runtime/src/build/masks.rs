@@ -6,6 +6,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use cove_guard::Guard;
 use cove_path::Root;
 use cove_sys::MountAttr;
 use rustix::fs::{AtFlags, FileType, OFlags, StatVfsMountFlags, StatxFlags, fstat, fstatvfs, statx};
@@ -21,6 +22,9 @@ const STEP: &str = "masks";
 
 /// Makes each path, with what is mounted below it, read-only. A missing path is skipped.
 pub(super) fn make_readonly(root: &Root, paths: &[PathBuf]) -> Result<(), Failure> {
+    if !Guard::Masks.holds() {
+        return Ok(());
+    }
     for path in paths {
         let Some(target) = find(root, path)? else { continue };
         let tree = clone_of(&target, OpenTreeFlags::AT_RECURSIVE)
@@ -34,6 +38,9 @@ pub(super) fn make_readonly(root: &Root, paths: &[PathBuf]) -> Result<(), Failur
 /// Hides each path: a directory behind an empty read-only one, anything else behind the null device. A missing path
 /// is skipped.
 pub(super) fn mask(root: &Root, paths: &[PathBuf]) -> Result<(), Failure> {
+    if !Guard::Masks.holds() {
+        return Ok(());
+    }
     let mut covers = Covers::default();
     for path in paths {
         let Some(target) = find(root, path)? else { continue };

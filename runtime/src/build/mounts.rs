@@ -6,6 +6,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
+use cove_guard::Guard;
 use cove_path::Root;
 use cove_sys::MountAttr;
 use rustix::fs::{Mode, OFlags};
@@ -110,6 +111,9 @@ fn needs_plain_directory(detached: &Detached<'_>, destination: &Path) -> bool {
 
 /// A directory whose path has no symlink; made if missing.
 pub(super) fn plain_directory(root: &Root, path: &Path) -> Result<OwnedFd, Failure> {
+    if !Guard::PlainDirectory.holds() {
+        return root.make_dirs(path, DIRECTORY_MODE).at(STEP, || format!("make {}", path.display()));
+    }
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let found = match root.resolve_plain(path, flags) {
         Err(error) if error.errno() == Some(Errno::NOENT) => {

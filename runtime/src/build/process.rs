@@ -6,8 +6,9 @@
 //! it holds its stdio, its gate and its report, and nothing that the container does not have.
 
 use std::convert::Infallible;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use cove_guard::Guard;
 use cove_path::{Proc, Root};
 use cove_sys::{CloneFlags, Forked, SingleThreaded};
 use nix::sys::signal::SigSet;
@@ -15,7 +16,7 @@ use rustix::fs::{FileType, Mode, OFlags, Uid, fchown, fstat, major};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
-    DumpableBehavior, Signal, fchdir, getcwd, ioctl_tiocsctty, set_dumpable_behavior,
+    DumpableBehavior, Signal, chdir, fchdir, getcwd, ioctl_tiocsctty, set_dumpable_behavior,
     set_parent_process_death_signal, setsid, umask,
 };
 use rustix::thread::{
@@ -29,7 +30,7 @@ use super::program::Program;
 use super::report::{Cloned, Report};
 use super::request::ProcessSpec;
 use super::step::{At, refuse};
-use super::{apparmor, rlimits};
+use super::{apparmor, namespaces, rlimits};
 use crate::protocol::{Failure, ResolvedUser};
 
 const IDENTITY: &str = "identity";
@@ -93,6 +94,9 @@ impl Process<'_> {
 /// Enters the working directory as root. `false`: that was not permitted, and the user is to try (a directory of a
 /// file server that does not trust root).
 fn enter_cwd(root: &Root, spec: &ProcessSpec) -> Result<bool, Failure> {
+    if !Guard::WorkingDirectory.holds() {
+        return chdir(&spec.cwd).at("cwd", || "enter the working directory".to_owned()).map(|()| true);
+    }
     let refused = |errno| matches!(errno, Errno::ACCESS | Errno::PERM);
     let fd = match root.resolve(&spec.cwd, OFlags::PATH | OFlags::DIRECTORY) {
         Err(error) if error.errno().is_some_and(refused) => return Ok(false),
@@ -115,7 +119,7 @@ fn enter_cwd_as_user(spec: &ProcessSpec) -> Result<(), Failure> {
 /// getcwd(2) puts `(unreachable)` in front of a directory outside of the root (CVE-2024-21626).
 fn verify_cwd(spec: &ProcessSpec) -> Result<(), Failure> {
     let cwd = getcwd(Vec::new()).at("cwd", || format!("look where {} is", spec.cwd.display()))?;
-    if cwd.as_bytes().first() == Some(&b'/') {
+    if cwd.as_bytes().first() == Some(&b'/') || !Guard::WorkingDirectory.holds() {
         return Ok(());
     }
     refuse("cwd", format!("{} is outside of the container's root", spec.cwd.display()))
@@ -156,6 +160,9 @@ pub(super) fn is_given_away(fd: &OwnedFd) -> Result<bool, Failure> {
 /// Leaves stdio, report and gate. Nothing that this process still owns as a value is among what is closed: they were
 /// dropped before.
 fn close_the_rest(line: &Line) -> Result<(), Failure> {
+    if !Guard::CloseRange.holds() {
+        return Ok(());
+    }
     let [report, gate] = line.fds().map(|fd| fd.as_raw_fd());
     cove_sys::close_all_except(&[0, 1, 2, report, gate]).at("stdio", || "close all but stdio".to_owned())
 }
@@ -164,7 +171,7 @@ fn close_the_rest(line: &Line) -> Result<(), Failure> {
 fn give_up_rights(spec: &ProcessSpec, user: &ResolvedUser) -> Result<(), Failure> {
     let wanted = Wanted::new(&spec.capabilities, user.uid)?;
     wanted.limit_bounding()?;
-    if spec.no_new_privs {
+    if spec.no_new_privs && Guard::NoNewPrivs.holds() {
         set_no_new_privs(true).at(IDENTITY, || "set no_new_privs".to_owned())?;
     }
     set_keep_capabilities(true).at(IDENTITY, || "keep capabilities for the last steps".to_owned())?;
@@ -189,6 +196,9 @@ pub(super) fn become_user(user: &ResolvedUser) -> Result<(), Failure> {
 }
 
 fn set_filter(filter: &[u8]) -> Result<(), Failure> {
+    if !Guard::Seccomp.holds() {
+        return Ok(());
+    }
     cove_sys::set_filter(filter).at("seccomp", || "load the filter".to_owned())
 }
 
@@ -212,6 +222,16 @@ pub(super) fn clone_first(single: SingleThreaded, line: &Line) -> Result<(), Fai
     let flags = CloneFlags::PARENT.and(CloneFlags::NEW_PID);
     go_on_as_clone(single, flags, "clone the first process of a PID namespace", line)?;
     die_with_shim()
+}
+
+/// At the wrong time, when the process still has all of the host: without [`Guard::BuilderOutside`].
+pub(super) fn clone_at_once(
+    single: SingleThreaded,
+    target: BorrowedFd<'_>,
+    line: &Line,
+) -> Result<(), Failure> {
+    namespaces::children_into(target)?;
+    go_on_as_clone(single, CloneFlags::PARENT, "clone at once", line)
 }
 
 /// Returns in the clone, a child of the shim, once its pid was told. This process ends.

