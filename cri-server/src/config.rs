@@ -111,6 +111,12 @@ pub(crate) struct Network {
     pub mode: NetworkMode,
     /// Pod ranges of the built-in network in CIDR form, at most one a family.
     pub ranges: Vec<String>,
+    /// Where CNI configurations are looked for.
+    pub conf_dirs: Vec<PathBuf>,
+    /// Where CNI plugins are looked for.
+    pub plugin_dirs: Vec<PathBuf>,
+    /// How long the plugins of a pod may take together.
+    pub plugin_seconds: u64,
     /// Every user of a pod with a network of its own may use ports below 1024.
     pub unprivileged_ports: bool,
     /// Every user of a pod with a network of its own may send ICMP echo requests.
@@ -125,6 +131,8 @@ pub(crate) enum NetworkMode {
     None,
     /// The built-in one: a veth pair a pod.
     Builtin,
+    /// CNI plugins.
+    Cni,
 }
 
 /// The server of exec, attach and port-forward.
@@ -230,6 +238,11 @@ impl Default for Network {
         Self {
             mode: NetworkMode::None,
             ranges: Vec::new(),
+            // Where network add-ons write, and where they and distributions install (ecosystem.md section 7).
+            conf_dirs: vec!["/etc/cni/net.d".into()],
+            plugin_dirs: ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"].map(PathBuf::from).to_vec(),
+            // Below the 4 minutes that a kubelet waits for a pod, with time left to undo it (features.md 5.5).
+            plugin_seconds: 210,
             unprivileged_ports: true,
             unprivileged_ping: true,
         }

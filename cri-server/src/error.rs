@@ -173,6 +173,12 @@ pub enum Error {
     /// The pod network.
     #[error(transparent)]
     Network(#[from] cove_netplugin::builtin::NetworkError),
+    /// CNI plugins.
+    #[error(transparent)]
+    Cni(#[from] cove_netplugin::CniError),
+    /// No pod can be attached to a network now.
+    #[error("network is not ready: {0}")]
+    NetworkNotReady(String),
     /// Something that was asked for is not in this version's OCI spec.
     #[error(transparent)]
     Spec(#[from] cove_runtime::spec::SpecError),

@@ -6,7 +6,7 @@ use cove_e2e::Outcome;
 
 use crate::world::World;
 
-cases!(shows_the_running_system, takes_down_what_it_left);
+cases!(shows_the_running_system, takes_down_what_it_left, runs_on_the_real_plugins);
 
 fn demo(arguments: &[&str]) -> Outcome<String> {
     let output = Command::new(env!("CARGO_BIN_EXE_demo"))
@@ -39,5 +39,14 @@ async fn takes_down_what_it_left(_: &mut World) -> Outcome {
     );
     demo(&["down"])?;
     demo(&["down"])?;
+    Ok(())
+}
+
+async fn runs_on_the_real_plugins(_: &mut World) -> Outcome {
+    let text = demo(&["up", "--once", "--cni"])?;
+    for part in ["10.215.7.", "CNI demo (bridge, portmap)", "sandbox network"] {
+        ensure!(text.contains(part), "no {part:?} in {text}");
+    }
+    ensure!(text.matches("a text of the test's own").count() >= 3, "{text}");
     Ok(())
 }

@@ -18,6 +18,8 @@ mod world;
 
 mod bad_input;
 mod cdi;
+mod cni;
+mod cni_fault;
 mod container;
 mod demo;
 mod device;
@@ -39,7 +41,9 @@ mod stats;
 mod stream;
 mod sysctl;
 mod target;
+mod tour;
 mod volume;
+mod ways;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -60,6 +64,9 @@ fn main() {
         ("image", image::CASES),
         ("image", image_pull::CASES),
         ("network", network::CASES),
+        ("ways", ways::CASES),
+        ("cni", cni::CASES),
+        ("cni_fault", cni_fault::CASES),
         ("stats", stats::CASES),
         ("limits", limits::CASES),
         ("sysctl", sysctl::CASES),
@@ -72,6 +79,7 @@ fn main() {
         ("bad_input", bad_input::CASES),
         ("hostile", hostile::CASES),
         ("demo", demo::CASES),
+        ("tour", tour::CASES),
     ] {
         trials.extend(cases.iter().map(|case| {
             Trial::test(format!("{room}::{}", case.name), move || world::run(case).map_err(Into::into))

@@ -114,6 +114,7 @@ async fn run_async(case: &Case) -> Outcome {
         programs: daemon::programs(),
         hosts: None,
         images: String::new(),
+        cni: None,
     };
     prepare_netns_directory()?;
     let settings = Saved::now()?;
@@ -355,7 +356,7 @@ impl World {
     }
 
     /// Stops and removes every pod and every image but the common one.
-    async fn remove_everything(&mut self) -> Outcome {
+    pub(crate) async fn remove_everything(&mut self) -> Outcome {
         for pod in self.pods().await? {
             self.stop_pod(&pod.id).await?;
             self.remove_pod(&pod.id).await?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::client::{self, Cri};
+use crate::cni::Cni;
 use crate::{Outcome, wait};
 
 /// How long the daemon may take to answer after its start. Far above the 2 s of its budget: a busy machine is not
@@ -33,25 +34,36 @@ pub struct Place {
     pub hosts: Option<PathBuf>,
     /// Further lines of the configuration's table of images.
     pub images: String,
+    /// CNI in place of the built-in network.
+    pub cni: Option<Cni>,
 }
 
 impl Place {
     /// The configuration file's text.
     pub fn config(&self) -> String {
-        // None: what a kubelet says.
-        let ranges: Vec<&str> = [self.range.as_str()].into_iter().filter(|range| !range.is_empty()).collect();
         let hosts = self.hosts.as_ref().map(|hosts| format!("hosts_dirs = [{hosts:?}]\n"));
         format!(
             "instance = {:?}\nroot = {:?}\nstate = {:?}\ncdi_dirs = {:?}\n\n[log]\nlevel = \"info,cove=debug\"\n\n\
-             [network]\nmode = \"builtin\"\nranges = {:?}\n\n[images]\n{}{}",
+             [network]\n{}\n\n[images]\n{}{}",
             self.instance,
             self.root,
             self.state,
             self.cdi(),
-            ranges,
+            self.network(),
             hosts.unwrap_or_default(),
             self.images
         )
+    }
+
+    fn network(&self) -> String {
+        // None: what a kubelet says.
+        let ranges: Vec<&str> = [self.range.as_str()].into_iter().filter(|range| !range.is_empty()).collect();
+        match &self.cni {
+            None => format!("mode = \"builtin\"\nranges = {ranges:?}"),
+            Some(Cni { configurations, plugins, seconds }) => format!(
+                "mode = \"cni\"\nconf_dirs = [{configurations:?}]\nplugin_dirs = {plugins:?}\nplugin_seconds = {seconds}"
+            ),
+        }
     }
 
     /// The CRI socket.

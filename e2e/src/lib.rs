@@ -6,12 +6,14 @@
 pub mod attacker;
 pub mod certificate;
 pub mod client;
+pub mod cni;
 pub mod crictl;
 pub mod critest;
 pub mod daemon;
 pub mod image;
 pub mod kubelet;
 pub mod leak;
+pub mod outside;
 pub mod peer;
 pub mod pod;
 pub mod process;

@@ -5,6 +5,7 @@
 
 use std::io;
 
+use cove_netplugin::CniError;
 use cove_netplugin::builtin::NetworkError;
 use cove_runtime::cgroup::CgroupError;
 use tonic::{Code, Status};
@@ -36,7 +37,7 @@ pub(super) fn code(error: &Error) -> Code {
         Error::NameTaken { .. } => Code::AlreadyExists,
         Error::WrongState { .. } | Error::Closing { .. } => Code::FailedPrecondition,
         Error::StillRunning { .. } | Error::TimedOut { .. } => Code::DeadlineExceeded,
-        Error::Unavailable(_) | Error::Interrupted { .. } => Code::Unavailable,
+        Error::Unavailable(_) | Error::NetworkNotReady(_) | Error::Interrupted { .. } => Code::Unavailable,
         Error::Unimplemented(_) => Code::Unimplemented,
         Error::Exhausted(_) => Code::ResourceExhausted,
         Error::Failure { errno, .. } => of_failure(*errno),
@@ -45,6 +46,7 @@ pub(super) fn code(error: &Error) -> Code {
         Error::Record(RecordError::Corrupt { .. }) => Code::Internal,
         Error::Cgroup(error) => of_cgroup(error),
         Error::Network(error) => of_network(error),
+        Error::Cni(error) => of_cni(error.first()),
         Error::Image(error) => of_image(error),
         // `cause` looks through these.
         Error::Step { .. } | Error::Joined(_) | Error::Both { .. } => Code::Internal,
@@ -93,6 +95,26 @@ fn of_network(error: &NetworkError) -> Code {
         NetworkError::System { source, .. } => of_io(source),
         NetworkError::Nft(_) | NetworkError::Name { .. } => Code::Internal,
         NetworkError::Range { .. } | NetworkError::Port { .. } => Code::FailedPrecondition,
+    }
+}
+
+fn of_cni(error: &CniError) -> Code {
+    /// "Try again later" and the two of a plugin that is not available (CNI spec 1.1.0, "Error").
+    const LATER: [u64; 3] = [11, 50, 51];
+    match error {
+        CniError::TimedOut { .. } => Code::DeadlineExceeded,
+        CniError::Asked { .. } => Code::InvalidArgument,
+        CniError::Refused { code, .. } if LATER.contains(code) => Code::Unavailable,
+        CniError::Conflist { .. } | CniError::Missing { .. } | CniError::Cancelled { .. } => {
+            Code::FailedPrecondition
+        }
+        CniError::System { source, .. } => of_io(source),
+        CniError::Refused { .. }
+        | CniError::Failed { .. }
+        | CniError::Answer { .. }
+        | CniError::Flood { .. }
+        // `first` looks through this.
+        | CniError::Both { .. } => Code::Internal,
     }
 }
 
@@ -157,6 +179,11 @@ mod tests {
                 Code::DeadlineExceeded,
             ),
             (Error::Unavailable("later"), Code::Unavailable),
+            (Error::NetworkNotReady("no file".into()), Code::Unavailable),
+            (
+                CniError::Missing { kind: "bridge".into(), directories: "/x".into() }.into(),
+                Code::FailedPrecondition,
+            ),
             (Error::Exhausted("too many"), Code::ResourceExhausted),
             (Error::Unimplemented("Attach"), Code::Unimplemented),
             (

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::wire;
-use crate::config::{Config, NetworkMode};
+use crate::config::Config;
 use crate::network::Network;
 use crate::node::Node;
 use crate::step::Operations;
@@ -27,7 +27,7 @@ pub(super) fn status(node: &Node, verbose: bool) -> wire::StatusResponse {
     let config = node.config.load();
     wire::StatusResponse {
         status: Some(wire::RuntimeStatus {
-            conditions: vec![runtime_ready(node.gate.is_open()), network_ready(&config, node.network().ok())],
+            conditions: vec![runtime_ready(node.gate.is_open()), network_ready(node.network().ok())],
         }),
         info: if verbose { info(&config, &node.operations) } else { BTreeMap::new() },
         runtime_handlers: config
@@ -57,37 +57,23 @@ pub(super) fn runtime_config() -> wire::RuntimeConfigResponse {
     }
 }
 
-fn condition(kind: &str, wrong: Option<(&str, &str)>) -> wire::RuntimeCondition {
+fn condition(kind: &str, wrong: Option<(&str, String)>) -> wire::RuntimeCondition {
+    let status = wrong.is_none();
     let (reason, message) = wrong.unwrap_or_default();
-    wire::RuntimeCondition {
-        r#type: kind.to_owned(),
-        status: wrong.is_none(),
-        reason: reason.to_owned(),
-        message: message.to_owned(),
-    }
+    wire::RuntimeCondition { r#type: kind.to_owned(), status, reason: reason.to_owned(), message }
 }
 
 fn runtime_ready(recovered: bool) -> wire::RuntimeCondition {
-    let wrong = (!recovered).then_some(("Recovering", "the daemon is still reading its records"));
+    let wrong = (!recovered).then(|| ("Recovering", "the daemon is still reading its records".to_owned()));
     condition("RuntimeReady", wrong)
 }
 
-fn network_ready(config: &Config, network: Option<&Network>) -> wire::RuntimeCondition {
-    let wrong = match config.network.mode {
-        NetworkMode::Builtin if network.is_some_and(Network::is_ready) => None,
-        NetworkMode::Builtin if network.is_some() => Some((
-            "NetworkPluginNotReady",
-            "no pod range is known yet: network.ranges is empty, and no kubelet has sent the node's pod CIDR",
-        )),
-        NetworkMode::Builtin => {
-            Some(("NetworkPluginNotReady", "the daemon is still setting up its pod network"))
-        }
-        NetworkMode::None => Some((
-            "NetworkPluginNotReady",
-            "no pod network is configured: set network.mode = \"builtin\" and network.ranges in the configuration",
-        )),
+fn network_ready(network: Option<&Network>) -> wire::RuntimeCondition {
+    let fault = match network {
+        Some(network) => network.fault(),
+        None => Some("the daemon is still setting up its pod network".to_owned()),
     };
-    condition("NetworkReady", wrong)
+    condition("NetworkReady", fault.map(|fault| ("NetworkPluginNotReady", fault)))
 }
 
 /// `stateDir` is read by critest, `sandboxImage` by kubeadm. Beside the configuration: what is under way, at which step,
@@ -138,12 +124,10 @@ mod tests {
 
     #[test]
     fn a_missing_network_says_what_to_set() {
-        let condition = network_ready(&Config::default(), Some(&Network::None));
+        let condition = network_ready(Some(&Network::None));
         assert_eq!((condition.status, condition.reason.as_str()), (false, "NetworkPluginNotReady"));
         assert!(condition.message.contains("network.mode"));
-        let text = "[network]\nmode = \"builtin\"\nranges = [\"10.9.0.0/24\"]";
-        let builtin = Config::parse(text, Path::new("test")).unwrap();
-        assert!(!network_ready(&builtin, None).status, "not before recovery has started it");
+        assert!(!network_ready(None).status, "not before recovery has started it");
         assert!(!runtime_ready(false).status && runtime_ready(true).status);
     }
 

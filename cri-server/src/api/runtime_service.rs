@@ -247,6 +247,10 @@ impl RuntimeService for RuntimeApi {
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        if let Ok(network) = self.node.network() {
+            let config = self.node.config.load_full();
+            network.look(&config.network).await;
+        }
         Ok(Response::new(node_status::status(&self.node, request.into_inner().verbose)))
     }
 

@@ -1,6 +1,7 @@
 //! The command line. Without a command `cove` is the daemon.
 
 mod config;
+mod net;
 
 use std::error::Error;
 use std::io::Write;
@@ -26,6 +27,9 @@ pub(crate) enum Command {
     /// Show the default configuration, or check a file
     #[command(subcommand)]
     Config(config::Action),
+    /// Show how pods are attached to the network
+    #[command(subcommand)]
+    Net(net::Action),
     /// For the tests of Cove
     #[command(subcommand, hide = true)]
     Debug(Debug),
@@ -47,6 +51,7 @@ pub(crate) fn arguments() -> Arguments {
 pub(crate) fn run(command: &Command, file: Option<&Path>) -> Result<(), Box<dyn Error>> {
     match command {
         Command::Config(action) => config::run(action, file),
+        Command::Net(action) => net::run(action, file),
         Command::Debug(Debug::Steps) => {
             let points: Vec<String> = crate::step::points().collect();
             Ok(writeln!(std::io::stdout(), "{}", points.join("\n"))?)

@@ -169,6 +169,8 @@ fn wrong_paths(config: &Config) -> Option<Wrong> {
     .into_iter()
     .chain(shim)
     .chain(config.cdi_dirs.iter().map(|path| ("cdi_dirs", path)))
+    .chain(config.network.conf_dirs.iter().map(|path| ("network.conf_dirs", path)))
+    .chain(config.network.plugin_dirs.iter().map(|path| ("network.plugin_dirs", path)))
     .chain(config.images.hosts_dirs.iter().map(|path| ("images.hosts_dirs", path)))
     .find(|(_, path)| !plain(path))
     .map(|(key, path)| (key, path.display().to_string(), "must be an absolute path without '..'"))
@@ -208,6 +210,23 @@ fn wrong_network(network: &Network) -> Option<Wrong> {
         |v4| parsed.iter().filter(|(_, cidr)| cidr.is_some_and(|(ip, _)| ip.is_ipv4() == v4)).count();
     if families(true) > 1 || families(false) > 1 {
         return Some(("network.ranges", network.ranges.join(", "), "at most one range of each family"));
+    }
+    if let Some((key, _)) =
+        [("network.conf_dirs", &network.conf_dirs), ("network.plugin_dirs", &network.plugin_dirs)]
+            .into_iter()
+            .find(|(_, paths)| paths.is_empty())
+    {
+        return Some((key, "[]".to_owned(), "must name a directory or more"));
+    }
+    // They become CNI_PATH, a list with colons.
+    if let Some(path) =
+        network.plugin_dirs.iter().find(|path| path.as_os_str().as_encoded_bytes().contains(&b':'))
+    {
+        return Some(("network.plugin_dirs", path.display().to_string(), "must be without ':'"));
+    }
+    if !(1..=210).contains(&network.plugin_seconds) {
+        let why = "must be from 1 to 210: a kubelet waits 240 seconds for a pod";
+        return Some(("network.plugin_seconds", network.plugin_seconds.to_string(), why));
     }
     None
 }
@@ -337,6 +356,10 @@ mod tests {
             ("[socket]\nmode = \"rw\"", "socket.mode"),
             ("[network]\nranges = [\"10.0.0.0/33\"]", "network.ranges"),
             ("[network]\nranges = [\"10.0.0.0/24\", \"10.1.0.0/24\"]", "network.ranges"),
+            ("[network]\nconf_dirs = []", "network.conf_dirs"),
+            ("[network]\nconf_dirs = [\"net.d\"]", "network.conf_dirs"),
+            ("[network]\nplugin_dirs = [\"/a:/b\"]", "network.plugin_dirs"),
+            ("[network]\nplugin_seconds = 0", "network.plugin_seconds"),
             ("cgroup_driver = \"systemd\"", "cgroup_driver"),
             ("[log]\nlevel = \"cove=loud\"", "log.level"),
             ("[images]\nhosts_dirs = [\"hosts\"]", "images.hosts_dirs"),

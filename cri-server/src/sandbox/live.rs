@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwapOption;
-use cove_netplugin::builtin::Attachment;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +17,7 @@ use crate::blocking;
 use crate::detach::Flight;
 use crate::error::{Error, Kind};
 use crate::events::{Event, Events};
+use crate::network::Attachment;
 use crate::shim::Shim;
 use crate::store::{Durability, Stored};
 
@@ -180,11 +180,16 @@ impl Sandbox {
         blocking::run(move || sandbox.state.publish(|state| sandbox.publish(state))).await;
     }
 
-    /// Keeps what the network is about to give it. The record is synced by [`Self::sync_attachment`].
-    pub async fn attach(self: &Arc<Self>, attachment: Attachment) -> Result<(), Error> {
+    /// Keeps what the network is about to give it, or has given it. The former is synced by [`Self::sync_attachment`]; the
+    /// latter takes the place of a synced record, and is synced before it does.
+    pub async fn attach(
+        self: &Arc<Self>,
+        attachment: Attachment,
+        durability: Durability,
+    ) -> Result<(), Error> {
         let (path, value) = (self.places.attachment(), attachment.clone());
         self.attachment.store(Some(Arc::new(attachment)));
-        blocking::run(move || crate::store::write(&path, &value, Durability::Renamed)).await?;
+        blocking::run(move || crate::store::write(&path, &value, durability)).await?;
         Ok(())
     }
 
@@ -223,13 +228,13 @@ impl Sandbox {
                 created_at: self.identity.created_at,
                 ready,
                 addresses: match &attachment {
-                    Some(attachment) if ready => attachment.addresses.clone(),
+                    Some(attachment) if ready => attachment.addresses(),
                     Some(_) | None => Vec::new(),
                 },
                 pid: state.shim.map(|process| process.pid),
                 netns: self.identity.netns.clone().filter(|_| !state.down),
                 steps: state.steps.clone(),
-                attachment: attachment.map(|attachment| Attachment::clone(&attachment)),
+                attachment,
                 reason: state.reason.clone().into_owned(),
             });
             self.view.store(Some(Arc::clone(&view)));

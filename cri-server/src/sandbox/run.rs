@@ -260,20 +260,25 @@ async fn pin(sandbox: &Arc<Sandbox>, netns: OwnedFd) -> Result<OwnedFd, Error> {
 async fn attach(node: &Arc<Node>, sandbox: &Arc<Sandbox>, netns: OwnedFd) -> Result<(), Error> {
     sandbox.record(SandboxFact::Reached("network"), "network").await?;
     let network = node.network()?;
-    let attachment = network.lease(sandbox.id(), &sandbox.identity.config.ports)?;
-    sandbox.attach(attachment.clone()).await?;
+    let config = node.config.load_full();
+    let attachment = network.lease(&sandbox.identity, &config.network).await?;
+    sandbox.attach(attachment.clone(), Durability::Renamed).await?;
     // The sync is beside the attaching, and both are over when the step is: no power loss leaks an address.
-    let (synced, attached) =
-        futures_util::future::join(sandbox.sync_attachment(), network.attach(netns, attachment)).await;
-    attached.and(synced)
+    let attaching = network.attach(netns, attachment, &config.network, &sandbox.closing);
+    let (synced, attached) = futures_util::future::join(sandbox.sync_attachment(), attaching).await;
+    if let Some(complete) = attached? {
+        // Plugins are handed what they answered when it is undone.
+        sandbox.attach(complete, Durability::Synced).await?;
+    }
+    synced
 }
 
 async fn write_files(sandbox: &Arc<Sandbox>) -> Result<(), Error> {
     let sandbox = Arc::clone(sandbox);
     blocking::run(move || {
         let attachment = sandbox.attachment();
-        let addresses = attachment.as_ref().map_or(&[][..], |attachment| &attachment.addresses);
-        Files::new(&sandbox.identity.config, addresses)?.write(&sandbox.places.run)
+        let addresses = attachment.map_or_else(Vec::new, |attachment| attachment.addresses());
+        Files::new(&sandbox.identity.config, &addresses)?.write(&sandbox.places.run)
     })
     .await
 }

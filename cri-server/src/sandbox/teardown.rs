@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cove_netplugin::builtin::Attachment;
 use cove_runtime::namespace;
 use cove_runtime::protocol::Request;
 
@@ -14,6 +13,7 @@ use super::state::SandboxFact;
 use crate::blocking;
 use crate::container::end;
 use crate::error::{Error, Kind};
+use crate::network::Attachment;
 use crate::node::Node;
 use crate::sandbox::applier::children;
 use crate::shim::{self, Shim};
@@ -72,8 +72,7 @@ pub async fn teardown(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Er
         failures.note("cgroup", node.cgroups.remove_if_empty(&sandbox.identity.cgroup)).await;
     }
     if let Some(attachment) = sandbox.attachment() {
-        let attachment = attachment.as_ref().clone();
-        failures.note("network", detach(node, sandbox, attachment)).await;
+        failures.note("network", detach(node, sandbox, &attachment)).await;
     }
     if let Some(netns) = sandbox.identity.netns.clone() {
         failures.note("pin", blocking::run(move || unpin(&netns))).await;
@@ -90,8 +89,9 @@ pub async fn teardown(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Er
     }
 }
 
-async fn detach(node: &Arc<Node>, sandbox: &Arc<Sandbox>, attachment: Attachment) -> Result<(), Error> {
-    node.network()?.detach(attachment).await?;
+async fn detach(node: &Arc<Node>, sandbox: &Arc<Sandbox>, attachment: &Attachment) -> Result<(), Error> {
+    let config = node.config.load_full();
+    node.network()?.detach(attachment, &config.network).await?;
     sandbox.detached().await
 }
 

@@ -4,9 +4,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cove_netplugin::builtin::Attachment;
-
 use super::config::SandboxConfig;
+use crate::network::Attachment;
 use crate::step::StepTime;
 
 /// A sandbox as it was at one moment.
@@ -29,7 +28,7 @@ pub struct SandboxView {
     /// How long each step of its making took, in order.
     pub steps: Vec<StepTime>,
     /// What the network gave it.
-    pub attachment: Option<Attachment>,
+    pub attachment: Option<Arc<Attachment>>,
     /// Why it is not ready, in words; empty while it is.
     pub reason: String,
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use cove_runtime::cgroup::Stats as CgroupStats;
 
 pub(crate) use detail::{ContainerDetail, Disk, SandboxDetail, details};
-pub(crate) use network::Interface;
+pub(crate) use network::{DEFAULT as DEFAULT_LINK, Interface};
 pub(crate) use writable::LayerUsage;
 
 use crate::blocking;

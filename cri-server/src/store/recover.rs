@@ -16,12 +16,15 @@ use crate::blocking;
 use crate::error::Error;
 use crate::network::Network;
 use crate::node::Node;
+use crate::sandbox::live::Sandbox;
 use crate::shim::Launcher;
 use crate::store;
 
 /// Name of the marker in the state directory: where it is missing, the host was restarted (a boot id does not change
 /// when a node that is a container is restarted).
 const MARKER: &str = "alive";
+/// How the name of a record ends that cannot be read and was put by.
+const UNREADABLE: &str = "unreadable";
 /// Name of the file that counts daemons of this host's life.
 const GENERATION: &str = "generation";
 
@@ -63,10 +66,18 @@ fn prepare(node: &Arc<Node>) -> Result<read::Found, Error> {
         let sandboxes = node.sandboxes.all();
         sandboxes.values().filter_map(|sandbox| sandbox.attachment()).chain(set_aside).collect()
     };
-    let used: Vec<IpAddr> = attachments.iter().flat_map(|attachment| attachment.addresses.clone()).collect();
+    let used: Vec<IpAddr> = attachments.iter().flat_map(|attachment| attachment.addresses()).collect();
     let settings = crate::pod_cidr::complete(&config.network, &config.root);
     let network = Network::start(&config.instance, &settings, &used)?;
-    network.adopt(attachments.iter().map(AsRef::as_ref))?;
+    network.adopt(attachments.iter().filter_map(|attachment| attachment.builtin()))?;
+    // Where one is not known any more, nothing may be taken for nobody's.
+    let is_known = |sandbox: &Arc<Sandbox>| {
+        let record = sandbox.places.attachment();
+        sandbox.attachment().is_some() || !record.exists() && !record.with_extension(UNREADABLE).exists()
+    };
+    if found.quarantined.is_empty() && node.sandboxes.all().values().all(is_known) {
+        network.collect(&config.network, &attachments);
+    }
     node.equip(network, launcher);
     if found.unreadable_containers == 0 {
         node.images.recovered();
@@ -92,7 +103,7 @@ fn mark(state: &Path) -> Result<bool, Error> {
 /// Makes room for a record in place of one that cannot be read. The old one stays beside it for people to look at, and goes
 /// with its object.
 fn put_by(path: &Path) {
-    let target = path.with_extension("unreadable");
+    let target = path.with_extension(UNREADABLE);
     let moved = store::remove_tree(&target).and_then(|()| {
         std::fs::rename(path, &target)
             .map_err(|error| Error::system("put by record", path.display().to_string(), error))

@@ -109,6 +109,7 @@ async fn measure(directory: &Path, rounds: usize, steps: bool) -> Outcome<Vec<Va
         programs: daemon::programs(),
         hosts: None,
         images: String::new(),
+        cni: None,
     };
     let mut cove = place.start()?;
     let mut sides = [

@@ -73,6 +73,7 @@ fn place() -> Place {
         programs: daemon::programs(),
         hosts: Some("/var/lib/cove-conf/hosts.d".into()),
         images: String::new(),
+        cni: None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The demo behind `hack/up` and `hack/down`: a registry, a daemon, and a pod that crictl runs.
 //!
-//! `demo up [--once]` shows the main job on this machine and leaves it running, or with `--once` takes everything down
-//! again. `demo down` takes down what `demo up` left. All that is shown is what the running system answers.
+//! `demo up [--once] [--cni]` shows the main job on this machine and leaves it running, or with `--once` takes everything
+//! down again. With `--cni` the pods are on the real CNI plugins. `demo down` takes down what `demo up` left. All that is shown is what the running system answers.
 //! `COVE_DEMO_TEXT` is what the pod serves, `COVE_DEMO_RANGE` the range that pods get their addresses from.
 #![forbid(unsafe_code)]
 
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use cove_e2e::cni::{self, Before, Cni};
 use cove_e2e::crictl::Crictl;
 use cove_e2e::daemon::{self, Place};
 use cove_e2e::image::{self, Layer};
@@ -21,6 +22,9 @@ use cove_e2e::{Outcome, wait};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::{Value, json};
 
+/// The bridge of the demo's pods on CNI.
+const BRIDGE: &str = "demobr0";
+
 /// How long the pod's server may take to answer for the first time, and a process to end.
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -28,10 +32,12 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words[..] {
-        ["up"] => up(),
-        ["up", "--once"] => up().and_then(|()| down()),
+        ["up", ref options @ ..] if options.iter().all(|option| ["--once", "--cni"].contains(option)) => {
+            let has = |option| options.contains(&option);
+            up(has("--cni")).and_then(|()| if has("--once") { down() } else { Ok(()) })
+        }
         ["down"] => down(),
-        _ => Err("usage: demo up [--once] | demo down".into()),
+        _ => Err("usage: demo up [--once] [--cni] | demo down".into()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -52,6 +58,7 @@ fn place() -> Place {
         programs: daemon::programs(),
         hosts: None,
         images: String::new(),
+        cni: None,
     }
 }
 
@@ -65,11 +72,27 @@ fn settings_file() -> PathBuf {
     place().root.join("demo.sysctls")
 }
 
-fn up() -> Outcome {
+/// Firewall tables and links as they were before `up`.
+fn before_file() -> PathBuf {
+    place().root.join("demo.before")
+}
+
+/// The real plugins, and a configuration for them.
+fn cni(place: &Place) -> Outcome<Cni> {
+    let configurations = place.root.join("net.d");
+    fs::create_dir_all(&configurations)?;
+    let ipam = cni::host_local(&place.root.join("leases"), &[&place.range]);
+    let text = cni::list("1.0.0", "demo", &[cni::bridge(BRIDGE, &ipam), cni::portmap()]);
+    write(&configurations.join("10-demo.conflist"), &text)?;
+    println!("{}", configurations.join("10-demo.conflist").display());
+    Ok(Cni { configurations, plugins: vec![cni::plugins()], seconds: 60 })
+}
+
+fn up(with_cni: bool) -> Outcome {
     if pid_file().exists() {
         down()?;
     }
-    let outcome = show();
+    let outcome = show(with_cni);
     if outcome.is_err() {
         let tail = place().tail();
         // The first error is the one to tell.
@@ -81,10 +104,15 @@ fn up() -> Outcome {
     outcome
 }
 
-fn show() -> Outcome {
-    let place = place();
+fn show(with_cni: bool) -> Outcome {
+    let mut place = place();
     fs::create_dir_all(&place.root)?;
     write(&settings_file(), &serde_json::to_value(Saved::now()?)?)?;
+    write(&before_file(), &serde_json::to_value(Before::now()?)?)?;
+    if with_cni {
+        say("A network configuration for the real CNI plugins");
+        place.cni = Some(cni(&place)?);
+    }
     say("A registry on loopback, and an image of four layers in it");
     let registry = Registry::start(&place.root.join("registry"))?;
     let reference = registry.push("demo/web", "1", &demo_image()?)?;
@@ -131,6 +159,10 @@ fn show() -> Outcome {
         Ok(Some(crictl.run(&["logs", &ticking])?).filter(|text| !text.is_empty()))
     })?;
     println!("{log}");
+    say("cove net ls: how the pods are attached");
+    let list = place.programs.join("cove");
+    let config = place.config_file();
+    print!("{}", cni::run(&list.to_string_lossy(), &["--config", &config.to_string_lossy(), "net", "ls"])?);
     say("How long each step of the pod's start took");
     steps("sandbox", &crictl.run(&["inspectp", &web.id])?)?;
     steps("container", &crictl.run(&["inspect", &server])?)?;
@@ -270,6 +302,9 @@ fn down() -> Outcome {
             let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
             Ok(test_kill_process(pid).is_err().then_some(()))
         })?;
+    }
+    if let Ok(before) = fs::read(before_file()) {
+        serde_json::from_slice::<Before>(&before)?.restore(BRIDGE)?;
     }
     if let Ok(saved) = fs::read(settings_file()) {
         serde_json::from_slice::<Saved>(&saved)?.restore()?;

@@ -26,7 +26,7 @@ pub(in crate::api) fn sandbox(view: &SandboxView) -> Value {
         // Scripts enter namespaces by this pid; 0 is how other runtimes say that nothing runs.
         "pid": view.pid.unwrap_or(0),
         "netns": view.netns,
-        "cniResult": view.attachment,
+        "cniResult": view.attachment.as_ref().map(|attachment| attachment.shown()),
         "runtimeHandler": view.config.runtime_handler,
         "reason": view.reason,
         "steps": steps(&view.steps),

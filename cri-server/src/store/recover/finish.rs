@@ -182,7 +182,7 @@ async fn sweep(node: &Arc<Node>, object: &Quarantined) -> Result<(), Error> {
     })
     .await?;
     if let Some(attachment) = &object.attachment {
-        node.network()?.detach(attachment.clone()).await?;
+        node.network()?.detach(attachment, &config.network).await?;
     }
     if let Some(cgroup) = &object.cgroup {
         node.cgroups.remove(cgroup).await?;

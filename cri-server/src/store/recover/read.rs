@@ -4,14 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cove_netplugin::builtin::Attachment;
-
 use super::put_by;
 use crate::container::live::Container;
 use crate::container::record::{ContainerIdentity, Places as ContainerPlaces};
 use crate::container::state::{ContainerFact, ContainerState, Stage as ContainerStage};
 use crate::error::Error;
-use crate::network::Network;
+use crate::network::{Attachment, Network};
 use crate::node::Node;
 use crate::sandbox::config::PortMapping;
 use crate::sandbox::live::Sandbox;

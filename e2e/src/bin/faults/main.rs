@@ -207,6 +207,7 @@ impl Ground {
             programs: daemon::programs(),
             hosts: None,
             images: String::new(),
+            cni: None,
         };
         Ok(Self { place, image, seed, short, registry, directory })
     }
