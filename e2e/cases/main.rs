@@ -62,7 +62,7 @@ fn main() {
         ("exec", exec::CASES),
         ("stream", stream::CASES),
         ("image", image::CASES),
-        ("image", image_pull::CASES),
+        ("image_pull", image_pull::CASES),
         ("network", network::CASES),
         ("ways", ways::CASES),
         ("cni", cni::CASES),
