@@ -66,6 +66,7 @@ pub struct Node {
     /// The daemon is about to end: nobody waits for what may come later.
     pub draining: CancellationToken,
     network: OnceLock<Network>,
+    user_namespaces: OnceLock<Result<(), String>>,
     launcher: OnceLock<Arc<Launcher>>,
     _locks: [RootLock; 2],
 }
@@ -104,6 +105,7 @@ impl Node {
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             network: OnceLock::new(),
+            user_namespaces: OnceLock::new(),
             launcher: OnceLock::new(),
             config: ArcSwap::from_pointee(config),
             _locks: locks,
@@ -114,6 +116,24 @@ impl Node {
     pub fn equip(&self, network: Network, launcher: Launcher) {
         let known = self.network.set(network).is_err() || self.launcher.set(Arc::new(launcher)).is_err();
         debug_assert!(!known, "recovery runs once");
+    }
+
+    /// What was found out about user namespaces, once.
+    pub fn learn_of_user_namespaces(&self, found: Result<(), String>) {
+        let known = self.user_namespaces.set(found).is_err();
+        debug_assert!(!known, "recovery runs once");
+    }
+
+    /// Pods can have user namespaces of their own, or why not.
+    pub fn user_namespaces(&self) -> Result<(), Error> {
+        match self.user_namespaces.get() {
+            None => Err(Error::Unavailable("the daemon does not know yet whether user namespaces work here")),
+            Some(Ok(())) => Ok(()),
+            Some(Err(reason)) => Err(Error::invalid(
+                "config.linux.security_context.namespace_options.userns_options",
+                format!("pods cannot have user namespaces on this node: {reason}"),
+            )),
+        }
     }
 
     /// The pod network.

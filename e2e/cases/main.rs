@@ -42,6 +42,7 @@ mod stream;
 mod sysctl;
 mod target;
 mod tour;
+mod userns;
 mod volume;
 mod ways;
 
@@ -73,6 +74,7 @@ fn main() {
         ("device", device::CASES),
         ("cdi", cdi::CASES),
         ("volume", volume::CASES),
+        ("userns", userns::CASES),
         ("events", events::CASES),
         ("lifecycle", lifecycle::CASES),
         ("restart", restart::CASES),

@@ -18,6 +18,9 @@ pub const BUILD: &str = match option_env!("COVE_BUILD") {
     Some(build) => build,
     None => env!("CARGO_PKG_VERSION"),
 };
+/// The argument by which the program looks whether this node can run pods with user namespaces. The directories of
+/// layers and of state follow. Exit code 0: it can; else it says why not.
+pub const PROBE: &str = "--probe-user-namespaces";
 /// The largest frame, in bytes.
 pub const MAX_FRAME: usize = 16 * 1024;
 /// The most descriptors in one message.

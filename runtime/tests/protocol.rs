@@ -107,20 +107,7 @@ fn later_requests() -> Vec<(&'static str, Request)> {
     let container = || "c".repeat(64);
     let cgroup = || CgroupPlace { unified: false, count: 8 };
     vec![
-        (
-            "make-user-sandbox",
-            Request::MakeUserSandbox(UserSandbox {
-                sandbox: SandboxSpec {
-                    sandbox: "5".repeat(64),
-                    new_net: true,
-                    new_ipc: true,
-                    new_uts: true,
-                    hostname: "web-0".into(),
-                    sysctls: Vec::new(),
-                },
-                ids: IdMap { host: 1_048_576, size: 65_536 },
-            }),
-        ),
+        ("make-user-sandbox", Request::MakeUserSandbox(user_sandbox())),
         (
             "start-target",
             Request::Start(Start {
@@ -133,6 +120,18 @@ fn later_requests() -> Vec<(&'static str, Request)> {
             }),
         ),
     ]
+}
+
+fn user_sandbox() -> UserSandbox {
+    let sandbox = SandboxSpec {
+        sandbox: "5".repeat(64),
+        new_net: true,
+        new_ipc: true,
+        new_uts: true,
+        hostname: "web-0".into(),
+        sysctls: Vec::new(),
+    };
+    UserSandbox { sandbox, ids: IdMap { host: 1_048_576, size: 65_536 } }
 }
 
 fn replies() -> Vec<(&'static str, Reply)> {

@@ -37,7 +37,7 @@ pub(super) fn status(node: &Node, verbose: bool) -> wire::StatusResponse {
                 name: name.clone(),
                 features: Some(wire::RuntimeHandlerFeatures {
                     recursive_read_only_mounts: cove_runtime::namespace::has_recursive_mount_flags(),
-                    ..Default::default()
+                    user_namespaces: node.user_namespaces().is_ok(),
                 }),
             })
             .collect(),

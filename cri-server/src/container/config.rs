@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::sandbox::config::Annotations;
+use crate::sandbox::config::{Annotations, UserNamespace};
 
 /// The CRI's name of a container attempt within its sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -43,6 +43,9 @@ pub struct Mount {
     /// Read-only all the way down.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub recursive_readonly: bool,
+    /// Its owners are ids of the pod's user namespace, with this mapping.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mapping: Option<UserNamespace>,
     /// Further flags, as sent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<MountOption>,

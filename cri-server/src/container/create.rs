@@ -180,7 +180,7 @@ async fn make(
     node.images.hold(&container.identity.image_id, container.id());
     drop(lease);
     node.containers.insert(container.id().to_owned(), Arc::clone(&container));
-    let made = match steps.whole("record", record(&container, prepared)).await {
+    let made = match steps.whole("record", record(sandbox, &container, prepared)).await {
         Ok(()) => commit(&container, making, &mut steps, owner).await,
         Err(error) => Err(error),
     };
@@ -237,12 +237,19 @@ async fn resolve(
     Ok((identity, prepared, lease))
 }
 
-async fn record(container: &Arc<Container>, prepared: Prepared) -> Result<(), Error> {
+async fn record(sandbox: &Sandbox, container: &Arc<Container>, prepared: Prepared) -> Result<(), Error> {
+    let root = sandbox.identity.config.user_namespace.map(|own| own.host_id);
     let container = Arc::clone(container);
-    blocking::run(move || write(&container.places, &container.identity, &prepared)).await
+    blocking::run(move || write(&container.places, &container.identity, &prepared, root)).await
 }
 
-fn write(places: &Places, identity: &ContainerIdentity, prepared: &Prepared) -> Result<(), Error> {
+/// `root`: who is root in the container, on the host.
+fn write(
+    places: &Places,
+    identity: &ContainerIdentity,
+    prepared: &Prepared,
+    root: Option<u32>,
+) -> Result<(), Error> {
     store::make_private_directory(&places.bundle)?;
     store::write(&places.identity(), identity, Durability::Renamed)?;
     for directory in [places.work(), places.rootfs()] {
@@ -253,6 +260,10 @@ fn write(places: &Places, identity: &ContainerIdentity, prepared: &Prepared) -> 
     std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o755)
         .create(&upper)
         .map_err(|error| Error::system("create directory", upper.display().to_string(), error))?;
+    if root.is_some() {
+        std::os::unix::fs::chown(&upper, root, root)
+            .map_err(|error| Error::system("give to the pod", upper.display().to_string(), error))?;
+    }
     let path = places.spec();
     let system = |error: std::io::Error| Error::system("write", path.display().to_string(), error);
     let json = serde_json::to_vec_pretty(&prepared.spec).map_err(|error| system(error.into()))?;

@@ -94,16 +94,20 @@ fn build(
         "ociVersion": OCI_VERSION,
         "process": process,
         "root": { "path": "rootfs", "readonly": config.readonly_rootfs },
-        "mounts": mounts::mounts(places, config)?,
+        "mounts": mounts::mounts(places, config, sandbox.config.user_namespace)?,
         "linux": {
             "resources": resources,
-            "namespaces": namespaces(config, unified),
+            "namespaces": namespaces(config, unified, sandbox.config.user_namespace.is_some()),
             "maskedPaths": paths(config, &config.masked_paths),
             "readonlyPaths": paths(config, &config.readonly_paths),
         },
     });
     if !nodes.is_empty() {
         spec["linux"]["devices"] = nodes.iter().map(devices::Node::device).collect();
+    }
+    if let Some(own) = sandbox.config.user_namespace {
+        spec["linux"]["uidMappings"] = own.mappings();
+        spec["linux"]["gidMappings"] = own.mappings();
     }
     if let Some(seccomp) = seccomp {
         spec["linux"]["seccomp"] = seccomp;
@@ -126,10 +130,13 @@ fn paths(config: &ContainerConfig, paths: &[std::path::PathBuf]) -> Vec<String> 
     paths.iter().map(|path| path.to_string_lossy().into_owned()).collect()
 }
 
-/// Those that are the container's own. It is born in its pod's net, ipc and uts namespaces, and in the PID
-/// namespace of its pod, its target or the host unless it asked for its own.
-fn namespaces(config: &ContainerConfig, unified: bool) -> Vec<Value> {
+/// Those that are the container's own, and the pod's user namespace, if it has one. It is born in its pod's net, ipc and
+/// uts namespaces, and in the PID namespace of its pod, its target or the host unless it asked for its own.
+fn namespaces(config: &ContainerConfig, unified: bool, user: bool) -> Vec<Value> {
     let mut namespaces = vec![json!({ "type": "mount" })];
+    if user {
+        namespaces.push(json!({ "type": "user" }));
+    }
     if config.pid == PidNamespace::Container {
         namespaces.push(json!({ "type": "pid" }));
     }

@@ -56,7 +56,8 @@ impl Layout {
         &self.root
     }
 
-    fn layers(&self) -> PathBuf {
+    /// Where every layer lies.
+    pub(super) fn layers(&self) -> PathBuf {
         self.root.join("layers")
     }
 

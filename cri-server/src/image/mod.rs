@@ -322,6 +322,11 @@ impl Images {
         blocking::run(move || remove::remove(&store, &reference)).await
     }
 
+    /// The one directory in which all layers lie.
+    pub fn layers(&self) -> std::path::PathBuf {
+        self.shared.store.layout.layers()
+    }
+
     /// What images take on disk: counted while unpacking, never by a walk.
     pub fn fs_info(&self) -> FsInfo {
         let catalog = self.shared.store.catalog();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use cove_runtime::protocol::IdMap;
 use serde::{Deserialize, Serialize};
 
 /// Labels or annotations: opaque to Cove, returned as they came.
@@ -30,6 +31,27 @@ pub enum NamespaceMode {
     Container,
     /// The host's.
     Node,
+}
+
+/// The ids of a user namespace, the same for users and groups: 0 and so on inside, `host_id` and so on outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserNamespace {
+    /// What 0 is on the host.
+    pub host_id: u32,
+    /// How many there are.
+    pub length: u32,
+}
+
+impl UserNamespace {
+    /// As the runtime takes it.
+    pub const fn ids(self) -> IdMap {
+        IdMap { host: self.host_id, size: self.length }
+    }
+
+    /// As the OCI spec has it (`uidMappings` and `gidMappings`).
+    pub fn mappings(self) -> serde_json::Value {
+        serde_json::json!([{ "containerID": 0, "hostID": self.host_id, "size": self.length }])
+    }
 }
 
 /// Lines of /etc/resolv.conf.
@@ -92,6 +114,9 @@ pub struct SandboxConfig {
     pub pid: NamespaceMode,
     /// IPC: `Pod` or `Node`.
     pub ipc: NamespaceMode,
+    /// A user namespace of the pod's own; none: the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_namespace: Option<UserNamespace>,
     /// Kernel parameters of the pod's own namespaces, as sent.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sysctls: BTreeMap<String, String>,

@@ -150,6 +150,7 @@ pub(crate) mod tests {
             network: NamespaceMode::Pod,
             pid: NamespaceMode::Pod,
             ipc: NamespaceMode::Pod,
+            user_namespace: None,
             sysctls: Default::default(),
             privileged: false,
             runtime_handler: String::new(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cove_runtime::namespace;
-use cove_runtime::protocol::{InitReply, Reply, Request, SandboxSpec, StartInit};
+use cove_runtime::protocol::{InitReply, Reply, Request, SandboxSpec, StartInit, UserSandbox};
 use cove_runtime::sysctl::as_path;
 use tracing::Instrument;
 
@@ -39,14 +39,19 @@ const RUN_LIMIT: Duration = Duration::from_secs(230);
 const SHIM_LIMIT: Duration = Duration::from_secs(30);
 /// What users of other runtimes expect of a pod's own network (features.md 1.3): ports below 1024 for everyone.
 const UNPRIVILEGED_PORTS: (&str, &str) = ("net.ipv4.ip_unprivileged_port_start", "0");
-/// The same: ping for everyone. The range is all groups.
-const UNPRIVILEGED_PING: (&str, &str) = ("net.ipv4.ping_group_range", "0 2147483647");
+/// The same: ping for everyone.
+const UNPRIVILEGED_PING: &str = "net.ipv4.ping_group_range";
+/// The highest group of that range.
+const MAX_GROUP: u32 = 2_147_483_647;
 
 /// Makes a sandbox, or joins the call that already does, and returns its id once it is ready.
 pub async fn run(node: &Arc<Node>, config: SandboxConfig) -> Result<String, Error> {
     files::check(&config)?;
     if node.config.load().handler(&config.runtime_handler).is_none() {
         return Err(Error::NotFound { kind: Kind::RuntimeHandler, id: config.runtime_handler });
+    }
+    if config.user_namespace.is_some() {
+        node.user_namespaces()?;
     }
     let config = Arc::new(config);
     loop {
@@ -216,10 +221,16 @@ async fn make_namespaces(node: &Node, sandbox: &Arc<Sandbox>, shim: &Shim) -> Re
         hostname: if own_network { files::hostname(config) } else { String::new() },
         sysctls: sysctls(config, &node.config.load().network),
     };
-    let void = node.launcher()?.void.try_clone();
-    let void = void.map_err(|error| Error::system("duplicate a descriptor for", sandbox.id(), error))?;
-    let request = Request::MakeSandbox(spec);
-    let (reply, fds) = shim.ask("make namespaces of", request, &[void], SHIM_LIMIT).await?;
+    let (request, fds) = match config.user_namespace {
+        None => {
+            let void = node.launcher()?.void.try_clone();
+            let void =
+                void.map_err(|error| Error::system("duplicate a descriptor for", sandbox.id(), error))?;
+            (Request::MakeSandbox(spec), vec![void])
+        }
+        Some(own) => (Request::MakeUserSandbox(UserSandbox { sandbox: spec, ids: own.ids() }), Vec::new()),
+    };
+    let (reply, fds) = shim.ask("make namespaces of", request, &fds, SHIM_LIMIT).await?;
     let netns = fds.into_iter().next();
     if reply != Reply::Sandbox || netns.is_some() != own_network {
         return Err(Error::Failure {
@@ -235,12 +246,17 @@ async fn make_namespaces(node: &Node, sandbox: &Arc<Sandbox>, shim: &Shim) -> Re
 fn sysctls(config: &SandboxConfig, settings: &crate::config::Network) -> Vec<(String, String)> {
     let own = config.network != NamespaceMode::Node;
     let asked = |key: &str| config.sysctls.keys().any(|known| as_path(known) == as_path(key));
-    let given =
-        [(settings.unprivileged_ports, UNPRIVILEGED_PORTS), (settings.unprivileged_ping, UNPRIVILEGED_PING)];
+    // All groups that there are: the kernel refuses others.
+    let last = config.user_namespace.map_or(MAX_GROUP, |own| MAX_GROUP.min(own.length - 1));
+    let (ports, open) = UNPRIVILEGED_PORTS;
+    let given = [
+        (settings.unprivileged_ports, ports, open.to_owned()),
+        (settings.unprivileged_ping, UNPRIVILEGED_PING, format!("0 {last}")),
+    ];
     given
         .into_iter()
-        .filter(|(wanted, (key, _))| *wanted && own && !asked(key))
-        .map(|(_, (key, value))| (key.to_owned(), value.to_owned()))
+        .filter(|(wanted, key, _)| *wanted && own && !asked(key))
+        .map(|(_, key, value)| (key.to_owned(), value))
         .chain(config.sysctls.clone())
         .collect()
 }
@@ -318,6 +334,7 @@ async fn start_init(sandbox: &Arc<Sandbox>, shim: &Shim, placement: Option<Place
 mod tests {
     use super::*;
     use crate::config::Network;
+    use crate::sandbox::config::UserNamespace;
 
     #[test]
     fn pods_are_given_what_they_do_not_ask_for() {
@@ -327,6 +344,10 @@ mod tests {
         config.sysctls.insert("net/ipv4/ip_unprivileged_port_start".into(), "1024".into());
         let set = sysctls(&config, &settings);
         assert_eq!(set.iter().filter(|(key, _)| key.contains("port_start")).count(), 1, "{set:?}");
+        let own = UserNamespace { host_id: 1000, length: 10 };
+        let mapped = SandboxConfig { user_namespace: Some(own), ..config.clone() };
+        let range = ("net.ipv4.ping_group_range".to_owned(), "0 9".to_owned());
+        assert!(sysctls(&mapped, &settings).contains(&range), "groups that do not exist are refused");
         let off = Network { unprivileged_ports: false, unprivileged_ping: false, ..Network::default() };
         assert_eq!(sysctls(&config, &off).len(), 1);
         (config.network, config.sysctls) = (NamespaceMode::Node, Default::default());

@@ -3,9 +3,11 @@
 mod connection;
 mod launch;
 mod link;
+mod probe;
 
 pub(crate) use launch::{Launcher, find};
 pub(crate) use link::{ExecFact, Shim, ShimEvent};
+pub(crate) use probe::Probe;
 
 use serde::{Deserialize, Serialize};
 

@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::network::Network;
 use crate::node::Node;
 use crate::sandbox::live::Sandbox;
-use crate::shim::Launcher;
+use crate::shim::{Launcher, Probe};
 use crate::store;
 
 /// Name of the marker in the state directory: where it is missing, the host was restarted (a boot id does not change
@@ -57,6 +57,8 @@ fn prepare(node: &Arc<Node>) -> Result<read::Found, Error> {
         .map_err(|error| Error::system("prepare", config.netns_dir.display().to_string(), error))?;
     node.cgroups.make_shims()?;
     let launcher = Launcher::open(&program, node.cgroups.clone(), generation)?;
+    // It runs beside the reading of records.
+    let probe = Probe::start(&program, &node.images.layers(), &config.state);
     let found = read::read(node, restarted)?;
     // After a restart of the host nothing of any is there: their addresses and ports are free, also for the same pods.
     let set_aside = found.quarantined.iter().filter_map(|object| object.attachment.clone()).map(Arc::new);
@@ -79,6 +81,11 @@ fn prepare(node: &Arc<Node>) -> Result<read::Found, Error> {
         network.collect(&config.network, &attachments);
     }
     node.equip(network, launcher);
+    let found_out = probe.finish();
+    if let Err(reason) = &found_out {
+        tracing::warn!(reason, "pods cannot have user namespaces on this node");
+    }
+    node.learn_of_user_namespaces(found_out);
     if found.unreadable_containers == 0 {
         node.images.recovered();
     } else {

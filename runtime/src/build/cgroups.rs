@@ -16,6 +16,7 @@ use rustix::mount::{MountPropagationFlags, OpenTreeFlags};
 use super::request::Mount;
 use super::sources::{Detached, clone_tree, flags_of, fresh, make};
 use super::step::{At, refuse};
+use super::userns::UserNamespace;
 use crate::protocol::Failure;
 
 const STEP: &str = "filesystems";
@@ -24,22 +25,29 @@ const CGROUP: &str = "/sys/fs/cgroup";
 /// CGROUP2_SUPER_MAGIC of linux/magic.h.
 const CGROUP2: u64 = 0x6367_7270;
 
-/// The mounts that make the view. The process is in the container's cgroups already.
-pub(super) fn view(mount: &Mount, own_namespace: bool) -> Result<Vec<Detached<'_>>, Failure> {
+/// The mounts that make the view. The process is in the container's cgroups already. `user`: the pod's user namespace,
+/// whose root owns what is made for it.
+pub(super) fn view<'a>(
+    mount: &'a Mount,
+    own_namespace: bool,
+    user: Option<&UserNamespace>,
+) -> Result<Vec<Detached<'a>>, Failure> {
     let unified = statfs(CGROUP).at(STEP, || format!("look at {CGROUP}"))?.f_type.cast_unsigned() == CGROUP2;
     match (unified, own_namespace) {
         (true, true) => Ok(vec![Detached::new(mount, fresh("cgroup2", &[], mount)?)?]),
         (true, false) => Ok(vec![own_directory(mount, mount.destination.clone(), Path::new(CGROUP))?]),
         (false, true) => refuse(STEP, "a cgroup namespace is built for cgroup v2 only".to_owned()),
-        (false, false) => first_version(mount),
+        (false, false) => first_version(mount, user),
     }
 }
 
-fn first_version(mount: &Mount) -> Result<Vec<Detached<'_>>, Failure> {
+fn first_version<'a>(mount: &'a Mount, user: Option<&UserNamespace>) -> Result<Vec<Detached<'a>>, Failure> {
     let read = |path: &str| std::fs::read_to_string(path).at(STEP, || format!("read {path}"));
     let own = hierarchies(&read("/proc/thread-self/mountinfo")?, &read("/proc/thread-self/cgroup")?);
     // Writable until the directories of the hierarchies are made in it.
-    let top = make("tmpfs", &[("mode", "0755")], flags_of(mount).difference(super::sources::READONLY))
+    let owner = user.map_or(0, |user| user.ids.host).to_string();
+    let options = [("mode", "0755"), ("uid", owner.as_str()), ("gid", owner.as_str())];
+    let top = make("tmpfs", &options, flags_of(mount).difference(super::sources::READONLY))
         .at(STEP, || "make a tmpfs for cgroups".to_owned())?;
     for hierarchy in &own {
         // `cpu` and `cpuacct` lead to `cpu,cpuacct`.

@@ -19,6 +19,7 @@ mod mapped;
 mod masks;
 mod mounts;
 mod namespaces;
+pub mod probe;
 mod process;
 mod program;
 pub mod report;

@@ -176,7 +176,7 @@ pub(super) fn open_some<'a>(
             }
             MountKind::Tmpfs(tmpfs) => fresh_tmpfs(tmpfs, mount, user.filter(|_| is_dev(mount)))?,
             MountKind::Cgroup => {
-                all.extend(cgroups::view(mount, own_cgroup)?);
+                all.extend(cgroups::view(mount, own_cgroup, user)?);
                 continue;
             }
         };

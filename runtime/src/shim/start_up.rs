@@ -23,17 +23,21 @@ use super::facts::Facts;
 use super::sandbox::Sandbox;
 use super::serve::Shim;
 use super::watch::Watch;
-use crate::protocol::{BUILD, PROTOCOL};
+use crate::protocol::{BUILD, PROBE, PROTOCOL};
 
 /// The lowest score that still lets an operator's own choice (-1000) win. Needs CAP_SYS_RESOURCE.
 const OOM_SCORE: &[u8] = b"-999";
 
-/// Runs the shim. `--version` prints the build and the protocol, by which a daemon knows whether it may use the file.
+/// Runs the shim. `--version` prints the build and the protocol, by which a daemon knows whether it may use the file; with
+/// [`PROBE`] it looks whether this node can run pods with user namespaces, and prints why not.
 pub fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
     let first = args.nth(1);
     if first.as_deref() == Some("--version".as_ref()) {
         println!("cove-shim {BUILD} protocol {PROTOCOL}");
         return ExitCode::SUCCESS;
+    }
+    if first.as_deref() == Some(PROBE.as_ref()) {
+        return probe(args);
     }
     if first.is_none() {
         super::say("the daemon starts this program, with a socket as standard input and a sandbox's id");
@@ -43,6 +47,21 @@ pub fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             super::say(&error.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The daemon asks, since only a process of one thread can look: see `build::probe`. Says what is missing.
+fn probe(mut args: impl Iterator<Item = OsString>) -> ExitCode {
+    let (Some(layers), Some(state)) = (args.next(), args.next()) else {
+        println!("{PROBE} needs the directory of layers and that of state");
+        return ExitCode::from(2);
+    };
+    match crate::build::probe::user_namespaces(layers.as_ref(), state.as_ref()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            println!("{}", failure.detail);
             ExitCode::FAILURE
         }
     }

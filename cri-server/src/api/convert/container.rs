@@ -15,7 +15,7 @@ use crate::container::config::{
     Resources,
 };
 use crate::error::Error;
-use crate::sandbox::config::{NamespaceMode, SandboxConfig};
+use crate::sandbox::config::{NamespaceMode, SandboxConfig, UserNamespace};
 
 const SECURITY: &str = "config.linux.security_context";
 const RESOURCES: &str = "config.linux.resources";
@@ -52,15 +52,15 @@ pub(in crate::api) fn config(
         args: config.args,
         working_dir: working_dir(config.working_dir)?,
         envs: environment(config.envs)?,
-        mounts: mounts(config.mounts)?,
+        mounts: mounts(config.mounts, sandbox.user_namespace)?,
         devices: devices(config.devices)?,
         cdi_devices: cdi_devices(config.cdi_devices, &config.annotations)?,
         labels: config.labels,
         annotations: config.annotations,
         log_path: log_path(&config.log_path)?,
         resources: resources(RESOURCES, linux.resources.unwrap_or_default())?,
-        pid: pid(context.namespace_options.as_ref(), sandbox.pid)?,
-        run_as: security::run_as(&context)?,
+        pid: pid(context.namespace_options.as_ref(), sandbox)?,
+        run_as: security::run_as(&context, sandbox.user_namespace)?,
         capabilities: security::capabilities(context.capabilities.unwrap_or_default())?,
         privileged: context.privileged,
         readonly_rootfs: context.readonly_rootfs,
@@ -165,20 +165,20 @@ fn cdi_devices(
     Ok(all)
 }
 
-fn mounts(mounts: Vec<wire::Mount>) -> Result<Vec<Mount>, Error> {
+fn mounts(mounts: Vec<wire::Mount>, pod: Option<UserNamespace>) -> Result<Vec<Mount>, Error> {
     mounts
         .into_iter()
         .enumerate()
-        .map(|(index, value)| mount(&format!("config.mounts[{index}]"), value))
+        .map(|(index, value)| mount(&format!("config.mounts[{index}]"), value, pod))
         .collect()
 }
 
-fn mount(field: &str, mount: wire::Mount) -> Result<Mount, Error> {
+fn mount(field: &str, mount: wire::Mount, pod: Option<UserNamespace>) -> Result<Mount, Error> {
     let at = |name: &str| format!("{field}.{name}");
     not_built(&at("image"), mount.image.is_some())?;
     not_built(&at("image_sub_path"), !mount.image_sub_path.is_empty())?;
-    not_built(&at("uidMappings"), !mount.uid_mappings.is_empty())?;
-    not_built(&at("gidMappings"), !mount.gid_mappings.is_empty())?;
+    let fields = [&at("uidMappings")[..], &at("gidMappings")];
+    let mapping = security::volume_mapping(fields, &mount.uid_mappings, &mount.gid_mappings, pod)?;
     recursive(&at("recursive_read_only"), &mount)?;
     absolute(&at("container_path"), &mount.container_path)?;
     if mount.container_path.trim_matches('/').is_empty() {
@@ -199,6 +199,7 @@ fn mount(field: &str, mount: wire::Mount) -> Result<Mount, Error> {
         readonly: mount.readonly,
         selinux_relabel: mount.selinux_relabel,
         recursive_readonly: mount.recursive_read_only,
+        mapping,
         options: mount
             .mount_options
             .iter()
@@ -306,29 +307,42 @@ fn set(field: &str, value: String) -> Result<String, Error> {
 }
 
 /// The PID namespace. Network and IPC are the sandbox's, whatever is asked: they exist once a pod.
-fn pid(options: Option<&wire::NamespaceOption>, sandbox: NamespaceMode) -> Result<PidNamespace, Error> {
+fn pid(options: Option<&wire::NamespaceOption>, config: &SandboxConfig) -> Result<PidNamespace, Error> {
     let field = format!("{SECURITY}.namespace_options.pid");
-    let sandbox = match sandbox {
+    let sandbox = match config.pid {
         NamespaceMode::Pod => PidNamespace::Pod,
         NamespaceMode::Container => PidNamespace::Container,
         NamespaceMode::Node => PidNamespace::Node,
     };
     let Some(options) = options else { return Ok(sandbox) };
-    security::user_namespace(
-        &format!("{SECURITY}.namespace_options.userns_options"),
-        options.userns_options.as_ref(),
-    )?;
+    same_user_namespace(options.userns_options.as_ref(), config.user_namespace)?;
     let asked: wire::NamespaceMode = known(&field, options.pid)?;
     match asked {
         // The sandbox's: shared if it shares one, else what it gives its containers. Zero, so also "not given".
         wire::NamespaceMode::Pod => Ok(sandbox),
         wire::NamespaceMode::Container => Ok(PidNamespace::Container),
+        wire::NamespaceMode::Node if config.user_namespace.is_some() => {
+            Err(Error::invalid(field, "NODE cannot be combined with the user namespace of its pod"))
+        }
         wire::NamespaceMode::Node => Ok(PidNamespace::Node),
         wire::NamespaceMode::Target => {
             id(&format!("{SECURITY}.namespace_options.target_id"), options.target_id.clone())
                 .map(PidNamespace::Target)
         }
     }
+}
+
+/// It exists once a pod: a container that says which one must say the pod's.
+fn same_user_namespace(
+    options: Option<&wire::UserNamespace>,
+    sandbox: Option<UserNamespace>,
+) -> Result<(), Error> {
+    let field = format!("{SECURITY}.namespace_options.userns_options");
+    let asked = security::user_namespace(&field, options)?;
+    if options.is_none() || asked == sandbox {
+        return Ok(());
+    }
+    Err(Error::invalid(field, "is not that of its sandbox"))
 }
 
 #[cfg(test)]
@@ -404,7 +418,11 @@ mod tests {
     }
 
     fn refused(wire: wire::ContainerConfig, field: &str) {
-        match config(Some(wire), &sandbox(false, 0)) {
+        refused_in(&sandbox(false, 0), wire, field);
+    }
+
+    fn refused_in(sandbox: &SandboxConfig, wire: wire::ContainerConfig, field: &str) {
+        match config(Some(wire), sandbox) {
             Err(Error::InvalidArgument { field: found, .. }) => assert_eq!(found, field),
             other => panic!("{field}: {other:?}"),
         }
@@ -512,12 +530,49 @@ mod tests {
             ),
             (
                 with_security(|context| context.namespace_options = Some(userns)),
-                "config.linux.security_context.namespace_options.userns_options",
+                "config.linux.security_context.namespace_options.userns_options.uids",
             ),
         ];
         for (wire, field) in cases {
             refused(wire, field);
         }
+    }
+
+    #[test]
+    fn the_user_namespace_is_the_pods() {
+        let line = |length| vec![wire::IdMapping { container_id: 0, host_id: 1000, length }];
+        let userns = |mode, length| {
+            let lines = if mode == 0 { line(length) } else { Vec::new() };
+            let userns_options = Some(wire::UserNamespace { mode, uids: lines.clone(), gids: lines });
+            Some(wire::NamespaceOption { userns_options, ..Default::default() })
+        };
+        let pod = UserNamespace { host_id: 1000, length: 10 };
+        let mapped = SandboxConfig { user_namespace: Some(pod), ..sandbox(false, 0) };
+        let asks = |options| with_security(|context| context.namespace_options = options);
+        let volume = |length| {
+            with_mount(|mount| (mount.uid_mappings, mount.gid_mappings) = (line(length), line(length)))
+        };
+        for wire in [smallest(), asks(Some(wire::NamespaceOption::default())), asks(userns(0, 10))] {
+            assert!(config(Some(wire), &mapped).is_ok());
+        }
+        assert!(config(Some(asks(userns(2, 0))), &sandbox(false, 0)).is_ok());
+        let container = config(Some(volume(10)), &mapped).unwrap();
+        assert_eq!(container.mounts[0].mapping, Some(pod));
+        let id = |value| Some(wire::Int64Value { value });
+        let context = "config.linux.security_context";
+        let refusals = [
+            (asks(userns(0, 11)), "namespace_options.userns_options"),
+            (asks(userns(2, 0)), "namespace_options.userns_options"),
+            (asks(Some(wire::NamespaceOption { pid: 2, ..Default::default() })), "namespace_options.pid"),
+            (with_security(|context| context.run_as_user = id(10)), "run_as_user"),
+            (with_security(|context| context.supplemental_groups = vec![9, 10]), "supplemental_groups[1]"),
+        ];
+        for (wire, field) in refusals {
+            refused_in(&mapped, wire, &format!("{context}.{field}"));
+        }
+        refused_in(&mapped, volume(9), "config.mounts[0].uidMappings");
+        refused(volume(10), "config.mounts[0].uidMappings");
+        refused(asks(userns(0, 10)), &format!("{context}.namespace_options.userns_options"));
     }
 
     #[test]

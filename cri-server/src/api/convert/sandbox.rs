@@ -14,10 +14,13 @@ use super::super::wire;
 use super::field::{absolute, known, name, no_control, not_built, part, required, word};
 use crate::config::Config;
 use crate::error::{Error, Kind};
-use crate::sandbox::config::{Dns, NamespaceMode, PortMapping, Protocol, SandboxConfig, SandboxName};
+use crate::sandbox::config::{
+    Dns, NamespaceMode, PortMapping, Protocol, SandboxConfig, SandboxName, UserNamespace,
+};
 
 /// HOST_NAME_MAX (gethostname(2)).
 const MAX_HOSTNAME: usize = 64;
+const NAMESPACES: &str = "config.linux.security_context.namespace_options";
 /// More lines of one kind than any resolver reads (a kubelet allows 32 search domains).
 const MAX_DNS: usize = 64;
 /// The longest domain name is 253 letters; an address or an option is shorter.
@@ -36,7 +39,9 @@ pub(in crate::api) fn config(
         "config.linux.security_context.selinux_options",
         security.selinux_options.as_ref(),
     )?;
-    let [network, pid, ipc] = namespaces(security.namespace_options.unwrap_or_default())?;
+    let options = security.namespace_options.unwrap_or_default();
+    let user_namespace = user_namespace(&options)?;
+    let [network, pid, ipc] = namespaces(options)?;
     sysctls(&linux.sysctls, network, ipc)?;
     if settings.handler(&request.runtime_handler).is_none() {
         return Err(Error::NotFound { kind: Kind::RuntimeHandler, id: request.runtime_handler });
@@ -58,6 +63,7 @@ pub(in crate::api) fn config(
         network,
         pid,
         ipc,
+        user_namespace,
         sysctls: linux.sysctls,
         privileged: security.privileged,
         runtime_handler: request.runtime_handler,
@@ -160,10 +166,27 @@ fn port(field: &str, value: i32) -> Result<u16, Error> {
         .ok_or_else(|| Error::invalid(field, format!("{value} is not a port: 1 to 65535")))
 }
 
+/// The pod's user namespace. It owns the pod's other namespaces: one of the host's would take its rights from the pod's
+/// root again, and Kubernetes does not let a pod ask for both.
+fn user_namespace(options: &wire::NamespaceOption) -> Result<Option<UserNamespace>, Error> {
+    let own = super::security::user_namespace(
+        &format!("{NAMESPACES}.userns_options"),
+        options.userns_options.as_ref(),
+    )?;
+    let modes = [("network", options.network), ("pid", options.pid), ("ipc", options.ipc)];
+    let node = i32::from(wire::NamespaceMode::Node);
+    match modes.into_iter().find(|(_, mode)| own.is_some() && *mode == node) {
+        None => Ok(own),
+        Some((kind, _)) => {
+            let reason = "NODE cannot be combined with a user namespace of the pod's own";
+            Err(Error::invalid(format!("{NAMESPACES}.{kind}"), reason))
+        }
+    }
+}
+
 /// Network, PID and IPC, in this order.
 fn namespaces(options: wire::NamespaceOption) -> Result<[NamespaceMode; 3], Error> {
-    const FIELD: &str = "config.linux.security_context.namespace_options";
-    super::security::user_namespace(&format!("{FIELD}.userns_options"), options.userns_options.as_ref())?;
+    const FIELD: &str = NAMESPACES;
     let pod_or_node = |kind: &str, value| {
         let field = format!("{FIELD}.{kind}");
         match known(&field, value)? {
@@ -368,7 +391,7 @@ mod tests {
             (with_namespaces(|options| options.pid = 3), format!("{namespaces}.pid")),
             (
                 with_namespaces(|options| options.userns_options = userns(0)),
-                format!("{namespaces}.userns_options"),
+                format!("{namespaces}.userns_options.uids"),
             ),
             (
                 with_namespaces(|options| options.userns_options = userns(1)),
@@ -385,6 +408,57 @@ mod tests {
         assert!(
             config(with_namespaces(|options| options.userns_options = userns(2)), &Config::default()).is_ok()
         );
+    }
+
+    fn line(container_id: u32, host_id: u32, length: u32) -> wire::IdMapping {
+        wire::IdMapping { container_id, host_id, length }
+    }
+
+    #[test]
+    fn one_mapping_from_zero_the_same_for_users_and_groups() {
+        let mapped = |uids: &[wire::IdMapping], gids: &[wire::IdMapping]| {
+            let userns = wire::UserNamespace { mode: 0, uids: uids.to_vec(), gids: gids.to_vec() };
+            with_namespaces(|options| options.userns_options = Some(userns))
+        };
+        let whole = [line(0, 1000, 100_000)];
+        let sandbox = config(mapped(&whole, &whole), &Config::default()).unwrap();
+        assert_eq!(sandbox.user_namespace, Some(UserNamespace { host_id: 1000, length: 100_000 }));
+        let last = [line(0, u32::MAX - 1, 1)];
+        assert!(config(mapped(&last, &last), &Config::default()).is_ok());
+        let (none, two) = ([], [line(0, 1000, 10), line(10, 2000, 10)]);
+        let overlapping = [line(0, 1000, 10), line(5, 1005, 10)];
+        let at = "config.linux.security_context.namespace_options.userns_options";
+        let table: [(&[wire::IdMapping], &[wire::IdMapping], &str); 13] = [
+            (&none, &none, "uids"),
+            (&whole, &none, "gids"),
+            (&none, &whole, "uids"),
+            (&two, &two, "uids"),
+            (&whole, &two, "gids"),
+            (&overlapping, &overlapping, "uids"),
+            (&[line(1, 1000, 10)], &[line(1, 1000, 10)], "uids[0].container_id"),
+            (&[line(0, 1000, 0)], &[line(0, 1000, 0)], "uids[0]"),
+            (&[line(0, u32::MAX, 1)], &[line(0, u32::MAX, 1)], "uids[0]"),
+            (&[line(0, u32::MAX - 1, 2)], &[line(0, u32::MAX - 1, 2)], "uids[0]"),
+            (&[line(0, 1000, u32::MAX)], &[line(0, 1000, u32::MAX)], "uids[0]"),
+            (&whole, &[line(0, 2000, 100_000)], "gids"),
+            (&whole, &[line(0, 1000, 99_999)], "gids"),
+        ];
+        for (uids, gids, field) in table {
+            refused(mapped(uids, gids), &format!("{at}.{field}"));
+        }
+        let with_node = |change: fn(&mut wire::NamespaceOption)| {
+            let userns = wire::UserNamespace { mode: 0, uids: whole.to_vec(), gids: whole.to_vec() };
+            with_namespaces(|options| {
+                options.userns_options = Some(userns);
+                change(options);
+            })
+        };
+        let of = |kind: &str| format!("config.linux.security_context.namespace_options.{kind}");
+        refused(with_node(|options| options.network = 2), &of("network"));
+        refused(with_node(|options| options.pid = 2), &of("pid"));
+        refused(with_node(|options| options.ipc = 2), &of("ipc"));
+        let userns = wire::UserNamespace { mode: 2, uids: whole.to_vec(), gids: Vec::new() };
+        refused(with_namespaces(|options| options.userns_options = Some(userns)), at);
     }
 
     #[test]

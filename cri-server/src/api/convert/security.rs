@@ -6,9 +6,10 @@ use std::sync::Once;
 use oci_spec::runtime::Capability;
 
 use super::super::wire;
-use super::field::{known, no_control, not_built, user_id};
+use super::field::{known, no_control, user_id};
 use crate::container::config::{AppArmor, CapabilityChange, RunAs, Seccomp};
 use crate::error::Error;
+use crate::sandbox::config::UserNamespace;
 
 /// The longest user name: LOGIN_NAME_MAX (limits.h).
 const MAX_USER: usize = 256;
@@ -20,9 +21,22 @@ const MAX_PROFILE: usize = 4096;
 const MAX_LABEL: usize = 255;
 const FIELD: &str = "config.linux.security_context";
 
-/// User, group and further groups.
-pub(super) fn run_as(security: &wire::LinuxContainerSecurityContext) -> Result<RunAs, Error> {
+/// User, group and further groups: those that exist in the pod's user namespace.
+pub(super) fn run_as(
+    security: &wire::LinuxContainerSecurityContext,
+    pod: Option<UserNamespace>,
+) -> Result<RunAs, Error> {
     let at = |field: &str| format!("{FIELD}.{field}");
+    let user_id = |field: &str, value| {
+        let id = user_id(field, value)?;
+        match pod {
+            Some(UserNamespace { length, .. }) if id >= length => {
+                let reason = format!("{id} is not one of the {length} ids of the pod's user namespace");
+                Err(Error::invalid(field, reason))
+            }
+            Some(_) | None => Ok(id),
+        }
+    };
     let id = |field: &str, value: Option<&wire::Int64Value>| {
         value.map(|value| user_id(&at(field), value.value)).transpose()
     };
@@ -168,18 +182,68 @@ fn loaded_profile(field: &str, name: &str) -> Result<AppArmor, Error> {
     Ok(AppArmor::Localhost(name.to_owned()))
 }
 
-/// The host's, or none: a user namespace is not built.
-pub(super) fn user_namespace(field: &str, options: Option<&wire::UserNamespace>) -> Result<(), Error> {
-    let Some(options) = options else { return Ok(()) };
+/// The pod's own, or none: the host's.
+pub(super) fn user_namespace(
+    field: &str,
+    options: Option<&wire::UserNamespace>,
+) -> Result<Option<UserNamespace>, Error> {
+    let Some(options) = options else { return Ok(None) };
     let mode: wire::NamespaceMode = known(&format!("{field}.mode"), options.mode)?;
     match mode {
-        wire::NamespaceMode::Node if options.uids.is_empty() && options.gids.is_empty() => Ok(()),
+        wire::NamespaceMode::Node if options.uids.is_empty() && options.gids.is_empty() => Ok(None),
         wire::NamespaceMode::Node => Err(Error::invalid(field, "NODE takes no mappings")),
-        wire::NamespaceMode::Pod => not_built(field, true),
+        wire::NamespaceMode::Pod => {
+            mapping([&format!("{field}.uids"), &format!("{field}.gids")], &options.uids, &options.gids)
+                .map(Some)
+        }
         wire::NamespaceMode::Container | wire::NamespaceMode::Target => {
             Err(Error::invalid(format!("{field}.mode"), "must be POD or NODE"))
         }
     }
+}
+
+/// The mapping of a volume: that of the pod's user namespace, or none.
+pub(super) fn volume_mapping(
+    fields: [&str; 2],
+    uids: &[wire::IdMapping],
+    gids: &[wire::IdMapping],
+    pod: Option<UserNamespace>,
+) -> Result<Option<UserNamespace>, Error> {
+    if uids.is_empty() && gids.is_empty() {
+        return Ok(None);
+    }
+    let asked = mapping(fields, uids, gids)?;
+    if pod == Some(asked) {
+        return Ok(pod);
+    }
+    Err(Error::invalid(fields[0], "must be those of the user namespace of the pod"))
+}
+
+/// One line for users and the same for groups, from 0 on. What the kernel would make of more is nobody's wish: ids that
+/// two pods share, or that differ between a user and its group.
+fn mapping(
+    fields: [&str; 2],
+    uids: &[wire::IdMapping],
+    gids: &[wire::IdMapping],
+) -> Result<UserNamespace, Error> {
+    let line = |field: &str, lines: &[wire::IdMapping]| {
+        let [line] = lines else {
+            return Err(Error::invalid(field, format!("must be one mapping, not {}", lines.len())));
+        };
+        if line.container_id != 0 {
+            return Err(Error::invalid(format!("{field}[0].container_id"), "0 must be mapped"));
+        }
+        let ids = UserNamespace { host_id: line.host_id, length: line.length };
+        match ids.ids().fault() {
+            None => Ok(ids),
+            Some(fault) => Err(Error::invalid(format!("{field}[0]"), fault)),
+        }
+    };
+    let users = line(fields[0], uids)?;
+    if users == line(fields[1], gids)? {
+        return Ok(users);
+    }
+    Err(Error::invalid(fields[1], "must be the same mapping as that of users"))
 }
 
 /// SELinux labels are checked for form and, on a node without SELinux, have no effect.

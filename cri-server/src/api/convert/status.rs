@@ -5,7 +5,7 @@ use super::signal;
 use crate::container::config::{Mount, MountPropagation, Resources};
 use crate::container::{ContainerPhase, ContainerView, ResolvedUser};
 use crate::sandbox::SandboxView;
-use crate::sandbox::config::{NamespaceMode, SandboxConfig, SandboxName};
+use crate::sandbox::config::{NamespaceMode, SandboxConfig, SandboxName, UserNamespace};
 
 /// An item of ListPodSandbox.
 pub(in crate::api) fn sandbox_item(view: &SandboxView) -> wire::PodSandbox {
@@ -59,9 +59,18 @@ fn namespaces(config: &SandboxConfig) -> wire::Namespace {
             network: namespace(config.network).into(),
             pid: namespace(config.pid).into(),
             ipc: namespace(config.ipc).into(),
+            userns_options: config.user_namespace.map(|own| wire::UserNamespace {
+                mode: wire::NamespaceMode::Pod.into(),
+                uids: vec![mapping(own)],
+                gids: vec![mapping(own)],
+            }),
             ..Default::default()
         }),
     }
+}
+
+fn mapping(ids: UserNamespace) -> wire::IdMapping {
+    wire::IdMapping { container_id: 0, host_id: ids.host_id, length: ids.length }
 }
 
 fn namespace(mode: NamespaceMode) -> wire::NamespaceMode {
@@ -164,6 +173,8 @@ fn mount(mount: &Mount) -> wire::Mount {
         selinux_relabel: mount.selinux_relabel,
         propagation: propagation.into(),
         recursive_read_only: mount.recursive_readonly,
+        uid_mappings: mount.mapping.map(mapping).into_iter().collect(),
+        gid_mappings: mount.mapping.map(mapping).into_iter().collect(),
         mount_options: mount.options.iter().map(|option| option.as_str().to_owned()).collect(),
         ..Default::default()
     }

@@ -6,21 +6,35 @@ use serde_json::{Value, json};
 
 use crate::container::config::{ContainerConfig, Mount, MountPropagation};
 use crate::error::Error;
+use crate::sandbox::config::UserNamespace;
 use crate::sandbox::files::{HOSTNAME, HOSTS, RESOLV_CONF};
 use crate::sandbox::record::Places;
 
 /// `mounts` of the spec, parents first.
-pub(super) fn mounts(places: &Places, config: &ContainerConfig) -> Result<Vec<Value>, Error> {
+pub(super) fn mounts(
+    places: &Places,
+    config: &ContainerConfig,
+    user_namespace: Option<UserNamespace>,
+) -> Result<Vec<Value>, Error> {
     let volumes = config.mounts.iter().map(volume).collect::<Result<Vec<_>, _>>()?;
     let mut all: Vec<Value> = base(config)
         .into_iter()
-        .chain(files(places, config))
+        .chain(files(places, config).into_iter().map(|file| mapped(file, user_namespace)))
         .filter(|mount| !is_replaced(&mount["destination"], &config.mounts))
         .chain(volumes)
         .collect();
     // Stable: of two at one path, the later one stands.
     all.sort_by_key(|mount| depth(&mount["destination"]));
     Ok(all)
+}
+
+/// A bind mount whose owners are ids of the pod's user namespace.
+fn mapped(mut mount: Value, ids: Option<UserNamespace>) -> Value {
+    if let Some(ids) = ids {
+        mount["uidMappings"] = ids.mappings();
+        mount["gidMappings"] = ids.mappings();
+    }
+    mount
 }
 
 fn depth(destination: &Value) -> usize {
@@ -96,8 +110,9 @@ fn volume(mount: &Mount) -> Result<Value, Error> {
     };
     let flags = mount.options.iter().map(|option| option.as_str());
     let options: Vec<&str> = ["rbind", propagation, access].into_iter().chain(flags).collect();
-    Ok(json!({ "destination": mount.container_path, "type": "bind", "source": mount.host_path,
-               "options": options }))
+    let bind = json!({ "destination": mount.container_path, "type": "bind", "source": mount.host_path,
+                       "options": options });
+    Ok(mapped(bind, mount.mapping))
 }
 
 #[cfg(test)]
@@ -117,11 +132,15 @@ mod tests {
                 selinux_relabel: false,
                 propagation: MountPropagation::HostToContainer,
                 recursive_readonly: false,
+                mapping: None,
                 options: Vec::new(),
             })
             .collect();
         let places = Places::new(Path::new("/r"), Path::new("/s"), "x");
-        Ok(mounts(&places, &config)?.iter().map(|m| m["destination"].as_str().unwrap().to_owned()).collect())
+        Ok(mounts(&places, &config, None)?
+            .iter()
+            .map(|m| m["destination"].as_str().unwrap().to_owned())
+            .collect())
     }
 
     #[test]
@@ -156,11 +175,17 @@ mod tests {
             selinux_relabel: false,
             propagation: MountPropagation::Private,
             recursive_readonly: true,
+            mapping: None,
             options: vec![MountOption::NoExec, MountOption::NoDev],
         };
         let options = |mount: &Mount| volume(mount).unwrap()["options"].clone();
         assert_eq!(options(&mount), json!(["rbind", "rprivate", "rro", "noexec", "nodev"]));
         let plain = Mount { recursive_readonly: false, options: Vec::new(), ..mount };
         assert_eq!(options(&plain), json!(["rbind", "rprivate", "ro"]));
+        assert!(volume(&plain).unwrap().get("uidMappings").is_none());
+        let ids = UserNamespace { host_id: 1000, length: 10 };
+        let mapped = volume(&Mount { mapping: Some(ids), ..plain }).unwrap();
+        let mapping = json!([{ "containerID": 0, "hostID": 1000, "size": 10 }]);
+        assert_eq!([&mapped["uidMappings"], &mapped["gidMappings"]], [&mapping, &mapping]);
     }
 }
