@@ -212,6 +212,26 @@ fn replies_are_what_they_were() {
     complete::<Message>(&kinds);
 }
 
+fn process() -> ProcessSpec {
+    ProcessSpec {
+        args: vec!["/bin/app".into(), "-v".into()],
+        env: vec!["PATH=/bin".into()],
+        cwd: "/work".into(),
+        user: User {
+            user: "app:staff".into(),
+            gid: Some(7),
+            supplemental: vec![8, 9],
+            policy: GroupsPolicy::Strict,
+        },
+        capabilities: Capabilities { bounding: 1, effective: 2, permitted: 3, inheritable: 0, ambient: 4 },
+        no_new_privs: true,
+        rlimits: vec![Rlimit { resource: 7, soft: 1024, hard: 4096 }],
+        umask: 0o022,
+        seccomp: Some(vec![6, 0, 0, 0, 0, 0, 0xff, 0x7f]),
+        apparmor: Some("cove-default".into()),
+    }
+}
+
 /// A specification is read by the builder, which is the shim's own program.
 #[test]
 fn specifications_are_what_they_were() {
@@ -231,23 +251,7 @@ fn specifications_are_what_they_were() {
             recursive_readonly: false,
         })
     };
-    let process = ProcessSpec {
-        args: vec!["/bin/app".into(), "-v".into()],
-        env: vec!["PATH=/bin".into()],
-        cwd: "/work".into(),
-        user: User {
-            user: "app:staff".into(),
-            gid: Some(7),
-            supplemental: vec![8, 9],
-            policy: GroupsPolicy::Strict,
-        },
-        capabilities: Capabilities { bounding: 1, effective: 2, permitted: 3, inheritable: 0, ambient: 4 },
-        no_new_privs: true,
-        rlimits: vec![Rlimit { resource: 7, soft: 1024, hard: 4096 }],
-        umask: 0o022,
-        seccomp: Some(vec![6, 0, 0, 0, 0, 0, 0xff, 0x7f]),
-        apparmor: Some("cove-default".into()),
-    };
+    let process = process();
     golden("process-spec", &process);
     let container = ContainerSpec {
         container: "c".repeat(64),

@@ -171,7 +171,7 @@ async fn keeps_values_on_their_lines(world: &mut World) -> Outcome<Reached> {
             let mut container = pod::container("read", &image, &["sh", "-c", script]);
             match field {
                 "username" => pod::security(&mut container).run_as_username.clone_from(&value),
-                "HOME" => container.envs.push(KeyValue { key: "HOME".into(), value: value.clone().into() }),
+                "HOME" => container.envs.push(KeyValue { key: "HOME".into(), value: value.clone() }),
                 _ => {}
             }
             if let Ok(created) = world.create(&id, &config, &container).await

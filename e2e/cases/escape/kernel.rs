@@ -65,7 +65,7 @@ async fn hides_and_protects_what_was_asked(world: &mut World) -> Outcome<Reached
     readonly.extend(
         ["/proc/sys/kernel", "/protected/", "/protected/below", "/protected", "/missing"].map(Into::into),
     );
-    let env = |key: &str, paths: &[String]| KeyValue { key: key.into(), value: paths.join(" ").into() };
+    let env = |key: &str, paths: &[String]| KeyValue { key: key.into(), value: paths.join(" ") };
     let mut times = [Duration::MAX; 2];
     let mut reached = Reached::new();
     for turn in 0..6 {
