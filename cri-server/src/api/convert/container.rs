@@ -502,11 +502,12 @@ mod tests {
             ),
             (
                 with_mount(|mount| mount.uid_mappings.push(wire::IdMapping::default())),
-                "config.mounts[0].uidMappings",
+                "config.mounts[0].uidMappings[0]",
             ),
+            // Those of users are what is missing.
             (
                 with_mount(|mount| mount.gid_mappings.push(wire::IdMapping::default())),
-                "config.mounts[0].gidMappings",
+                "config.mounts[0].uidMappings",
             ),
             (
                 with_resources(|limits| limits.hugepage_limits.push(page)),
