@@ -145,6 +145,14 @@ pub enum Error {
         /// The kernel's answer.
         source: std::io::Error,
     },
+    /// An image volume cannot be mounted.
+    #[error("{mount}: {source}")]
+    ImageVolume {
+        /// Path of the field in the request message, or the container.
+        mount: String,
+        /// Why.
+        source: Box<Error>,
+    },
     /// The operation that this call joined failed; everyone who waited for it is told.
     #[error(transparent)]
     Joined(std::sync::Arc<Error>),
@@ -202,6 +210,13 @@ fn errno_text(errno: i32, detail: &str) -> String {
     if errno == 0 || detail.contains(&words) { String::new() } else { format!(": {words}") }
 }
 
+impl From<cove_runtime::protocol::Failure> for Error {
+    fn from(failure: cove_runtime::protocol::Failure) -> Self {
+        let cove_runtime::protocol::Failure { step, errno, detail } = failure;
+        Self::Failure { step, detail, errno }
+    }
+}
+
 impl Error {
     /// A field of the request cannot be honoured.
     pub fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Self {
@@ -222,10 +237,21 @@ impl Error {
     /// What the code of an answer depends on: the error below every step, join and pair.
     pub fn cause(&self) -> &Self {
         match self {
-            Self::Step { source, .. } => source.cause(),
+            Self::Step { source, .. } | Self::ImageVolume { source, .. } => source.cause(),
             Self::Joined(error) => error.cause(),
             Self::Both { first, .. } => first.cause(),
             other => other,
+        }
+    }
+
+    /// Whether it is an image volume that failed, below every step, join and pair.
+    pub fn is_of_image_volume(&self) -> bool {
+        match self {
+            Self::ImageVolume { .. } => true,
+            Self::Step { source, .. } => source.is_of_image_volume(),
+            Self::Joined(error) => error.is_of_image_volume(),
+            Self::Both { first, .. } => first.is_of_image_volume(),
+            _ => false,
         }
     }
 

@@ -21,6 +21,7 @@ mod cdi;
 mod cni;
 mod cni_fault;
 mod container;
+mod declared_volume;
 mod demo;
 mod device;
 mod ending;
@@ -30,6 +31,7 @@ mod exec;
 mod hostile;
 mod image;
 mod image_pull;
+mod image_volume;
 mod label;
 mod lifecycle;
 mod limits;
@@ -75,6 +77,8 @@ fn main() {
         ("cdi", cdi::CASES),
         ("volume", volume::CASES),
         ("userns", userns::CASES),
+        ("image_volume", image_volume::CASES),
+        ("declared_volume", declared_volume::CASES),
         ("events", events::CASES),
         ("lifecycle", lifecycle::CASES),
         ("restart", restart::CASES),

@@ -33,12 +33,16 @@ pub fn digest(bytes: &[u8]) -> String {
 }
 
 /// A tar archive that grows by entries. Names go in as they are: also hostile ones.
-#[derive(Default)]
-pub struct Layer(Vec<u8>);
+#[derive(Clone, Default)]
+pub struct Layer {
+    bytes: Vec<u8>,
+    /// Where the header of the entry that was added last begins.
+    last: usize,
+}
 
 impl std::fmt::Debug for Layer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Layer({} bytes)", self.0.len())
+        write!(f, "Layer({} bytes)", self.bytes.len())
     }
 }
 
@@ -61,9 +65,10 @@ impl Layer {
         header.set_mtime(1_700_000_000);
         header.set_size(body.len() as u64);
         header.set_cksum();
-        self.0.extend_from_slice(header.as_bytes());
-        self.0.extend_from_slice(body);
-        self.0.resize(self.0.len().next_multiple_of(512), 0);
+        self.last = self.bytes.len();
+        self.bytes.extend_from_slice(header.as_bytes());
+        self.bytes.extend_from_slice(body);
+        self.bytes.resize(self.bytes.len().next_multiple_of(512), 0);
         self
     }
 
@@ -97,10 +102,23 @@ impl Layer {
         self.entry(tar::EntryType::Fifo, name, "", mode, &[])
     }
 
+    /// Gives the entry that was added last to a user and a group.
+    #[must_use]
+    pub fn owner(mut self, uid: u64, gid: u64) -> Self {
+        let mut header = tar::Header::new_ustar();
+        let raw = &mut self.bytes[self.last..self.last + 512];
+        header.as_mut_bytes().copy_from_slice(raw);
+        header.set_uid(uid);
+        header.set_gid(gid);
+        header.set_cksum();
+        raw.copy_from_slice(header.as_bytes());
+        self
+    }
+
     /// The whole archive.
     pub fn tar(mut self) -> Vec<u8> {
-        self.0.resize(self.0.len() + 1024, 0);
-        self.0
+        self.bytes.resize(self.bytes.len() + 1024, 0);
+        self.bytes
     }
 }
 

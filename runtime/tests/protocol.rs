@@ -232,6 +232,29 @@ fn process() -> ProcessSpec {
     }
 }
 
+/// Kinds of mounts that came after the fixture of a whole specification was committed.
+fn later_mounts() -> Vec<(&'static str, MountKind)> {
+    vec![
+        (
+            "mount-image",
+            MountKind::Image(ImageVolume {
+                lower: vec!["/l/4".into(), "/l/3".into()],
+                sub_path: "etc/app".into(),
+            }),
+        ),
+        ("mount-volume", MountKind::Volume("/c/volumes/0".into())),
+        (
+            "mount-mapped-bind",
+            MountKind::MappedBind(Bind {
+                source: "/srv".into(),
+                recursive: true,
+                propagation: Propagation::Private,
+                recursive_readonly: false,
+            }),
+        ),
+    ]
+}
+
 /// A specification is read by the builder, which is the shim's own program.
 #[test]
 fn specifications_are_what_they_were() {
@@ -289,15 +312,7 @@ fn specifications_are_what_they_were() {
         readonly_paths: vec!["/proc/sys".into()],
         process,
     };
-    let later = [(
-        "mount-mapped-bind",
-        MountKind::MappedBind(Bind {
-            source: "/srv".into(),
-            recursive: true,
-            propagation: Propagation::Private,
-            recursive_readonly: false,
-        }),
-    )];
+    let later = later_mounts();
     let mounts = container.mounts.iter().map(|mount| &mount.kind);
     complete::<MountKind>(
         &mounts.chain(later.iter().map(|(_, kind)| kind)).map(|kind| kind.to_bytes()[0]).collect(),

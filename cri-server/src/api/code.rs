@@ -18,9 +18,16 @@ use crate::store::RecordError;
 /// and a client's default limit for all headers is 16 KiB (SETTINGS_MAX_HEADER_LIST_SIZE of grpc-go).
 const MAX_MESSAGE: usize = 4 * 1024;
 
+/// What a message begins with when an image volume cannot be mounted: a kubelet and others look for it (cri-api v0.37,
+/// `ErrImageVolumeMountFailed`).
+pub(super) const IMAGE_VOLUME: &str = "ImageVolumeMountFailed: ";
+
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let mut message = error.to_string();
+        if error.is_of_image_volume() {
+            message.insert_str(0, IMAGE_VOLUME);
+        }
         if message.len() > MAX_MESSAGE {
             message.truncate(message.floor_char_boundary(MAX_MESSAGE));
             message.push('…');
@@ -49,7 +56,9 @@ pub(super) fn code(error: &Error) -> Code {
         Error::Cni(error) => of_cni(error.first()),
         Error::Image(error) => of_image(error),
         // `cause` looks through these.
-        Error::Step { .. } | Error::Joined(_) | Error::Both { .. } => Code::Internal,
+        Error::Step { .. } | Error::ImageVolume { .. } | Error::Joined(_) | Error::Both { .. } => {
+            Code::Internal
+        }
     }
 }
 
@@ -211,6 +220,15 @@ mod tests {
             assert_eq!(status.code(), expected, "{text} below a step");
             assert!(status.message().contains(&text), "{}", status.message());
         }
+    }
+
+    #[test]
+    fn an_image_volume_is_told_by_how_the_message_begins() {
+        let missing = Error::from(ImageError::NotFound { reference: "a".into() });
+        let error = Error::ImageVolume { mount: "config.mounts[0]".into(), source: Box::new(missing) };
+        let status = Status::from(Error::Joined(Arc::new(error.at("resolve", "container a"))));
+        assert_eq!(status.code(), Code::NotFound);
+        assert!(status.message().starts_with("ImageVolumeMountFailed: step resolve"), "{}", status.message());
     }
 
     #[test]

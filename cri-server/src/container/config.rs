@@ -27,12 +27,12 @@ pub enum MountPropagation {
     Bidirectional,
 }
 
-/// A volume: a path of the host in the container. Status echoes it unchanged.
+/// A volume: a path of the host, or an image, in the container. Status echoes it unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
     /// As the container sees it.
     pub container_path: String,
-    /// On the host, as sent. Never touched by the daemon.
+    /// On the host, as sent; empty for an image. Never touched by the daemon.
     pub host_path: String,
     /// Read-only.
     pub readonly: bool,
@@ -49,6 +49,24 @@ pub struct Mount {
     /// Further flags, as sent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<MountOption>,
+    /// An image instead of a path of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageMount>,
+}
+
+/// The image of a volume, as sent (KEP-4639).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageMount {
+    /// A name, a digest or an id.
+    pub image: String,
+    /// What the pod's author wrote, for status only.
+    pub user_specified_image: String,
+    /// For status only.
+    pub runtime_handler: String,
+    /// For status only.
+    pub annotations: Annotations,
+    /// The directory of the image that is mounted; empty: its root.
+    pub sub_path: String,
 }
 
 /// A flag of a volume's mount (cri-api v0.37 `mount_options`).

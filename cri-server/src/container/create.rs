@@ -1,5 +1,6 @@
 //! CreateContainer: refuses all that can be refused, and writes down the rest. Nothing of it is in the kernel yet.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -9,9 +10,9 @@ use tracing::Instrument;
 use super::config::ContainerConfig;
 use super::live::{Container, ContainerKey};
 use super::record::{ContainerIdentity, Places};
-use super::spec::{self, Prepared};
+use super::spec::{self, Prepared, Sources};
 use super::state::{ContainerFact, ContainerState};
-use super::{log, remove, target};
+use super::{image_volume, log, remove, target};
 use crate::blocking;
 use crate::detach::ANSWER_LIMIT;
 use crate::error::{Error, Kind};
@@ -166,7 +167,7 @@ async fn make(
 ) -> Result<Arc<Container>, Error> {
     let making = sandbox.children.join(owner.id()).map_err(|_| not_ready(sandbox))?;
     let mut steps = Steps::new(Arc::clone(progress), sandbox.closing.child_token());
-    let (identity, prepared, lease) =
+    let (identity, prepared, leases) =
         steps.step("resolve", resolve(node, sandbox, owner.id(), config)).await?;
     let root = node.config.load().root.clone();
     let container = Container::new(
@@ -177,8 +178,8 @@ async fn make(
         Arc::clone(&node.events),
     );
     let _lock = container.lock.lock().await;
-    node.images.hold(&container.identity.image_id, container.id());
-    drop(lease);
+    image_volume::hold(&node.images, &container.identity);
+    drop(leases);
     node.containers.insert(container.id().to_owned(), Arc::clone(&container));
     let made = match steps.whole("record", record(sandbox, &container, prepared)).await {
         Ok(()) => commit(&container, making, &mut steps, owner).await,
@@ -206,13 +207,21 @@ async fn resolve(
     sandbox: &Arc<Sandbox>,
     id: &str,
     config: Arc<ContainerConfig>,
-) -> Result<(ContainerIdentity, Prepared, crate::image::Lease), Error> {
+) -> Result<(ContainerIdentity, Prepared, Vec<crate::image::Lease>), Error> {
     target::check(node, &config.pid)?;
     let lease = node.images.lease(&config.image)?;
+    let (volume_images, mut leases): (Vec<_>, Vec<_>) =
+        image_volume::find(&node.images, &config)?.into_iter().unzip();
     let unified = node.cgroups.unified();
+    let places = Places::new(&node.config.load().root, id);
     let (of, asked, from) = (Arc::clone(sandbox), Arc::clone(&config), Arc::clone(&lease.image));
     let cdi = node.config.load().cdi_dirs.clone();
-    let prepared = blocking::run(move || spec::prepare(&of, &asked, &from, unified, &cdi)).await?;
+    let (prepared, volume_images) = blocking::run(move || {
+        image_volume::check(&asked, &volume_images)?;
+        let sources = Sources { image: &from, volume_images: &volume_images, volumes: &places.volumes() };
+        spec::prepare(&of, &asked, &sources, unified, &cdi).map(|prepared| (prepared, volume_images))
+    })
+    .await?;
     let image = &lease.image;
     let log_path = match (&sandbox.identity.config.log_directory, &config.log_path) {
         (Some(directory), Some(path)) => Some(directory.join(path)),
@@ -232,9 +241,11 @@ async fn resolve(
         user: prepared.user.clone(),
         raw_env: prepared.raw_env.clone(),
         volatile: sandbox.identity.volatile,
+        volume_images,
         config,
     };
-    Ok((identity, prepared, lease))
+    leases.push(lease);
+    Ok((identity, prepared, leases))
 }
 
 async fn record(sandbox: &Sandbox, container: &Arc<Container>, prepared: Prepared) -> Result<(), Error> {
@@ -255,19 +266,29 @@ fn write(
     for directory in [places.work(), places.rootfs()] {
         store::make_private_directory(&directory)?;
     }
-    // The root directory of the container: its mode is seen inside.
-    let upper = places.upper();
-    std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o755)
-        .create(&upper)
-        .map_err(|error| Error::system("create directory", upper.display().to_string(), error))?;
+    make_visible_directory(&places.upper())?;
     if root.is_some() {
+        let upper = places.upper();
         std::os::unix::fs::chown(&upper, root, root)
             .map_err(|error| Error::system("give to the pod", upper.display().to_string(), error))?;
+    }
+    if prepared.volumes > 0 {
+        store::make_private_directory(&places.volumes())?;
+    }
+    for volume in 0..prepared.volumes {
+        make_visible_directory(&places.volumes().join(volume.to_string()))?;
     }
     let path = places.spec();
     let system = |error: std::io::Error| Error::system("write", path.display().to_string(), error);
     let json = serde_json::to_vec_pretty(&prepared.spec).map_err(|error| system(error.into()))?;
     std::fs::write(&path, json).map_err(system)
+}
+
+/// A directory whose mode is seen inside the container: its root, or what it has at a path that its image lacks.
+fn make_visible_directory(path: &Path) -> Result<(), Error> {
+    std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o755)
+        .create(path)
+        .map_err(|error| Error::system("create directory", path.display().to_string(), error))
 }
 
 /// The container is there, unless the sandbox was closed meanwhile.

@@ -257,6 +257,11 @@ impl Container {
                 image_id: identity.image_id.clone(),
                 image_ref: identity.image_ref.clone(),
                 image_name: identity.image_name.clone(),
+                volume_images: identity
+                    .volume_images
+                    .iter()
+                    .map(|image| (image.mount, image.image_id.clone()))
+                    .collect(),
                 created_at: identity.created_at,
                 phase: state.phase(),
                 user: state.user.clone(),

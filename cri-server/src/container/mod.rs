@@ -5,6 +5,7 @@ pub(crate) mod create;
 pub(crate) mod end;
 pub(crate) mod exec;
 pub(crate) mod exec_sync;
+pub(crate) mod image_volume;
 pub(crate) mod list;
 pub(crate) mod live;
 mod log;

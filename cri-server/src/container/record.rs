@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::config::ContainerConfig;
+use super::image_volume::VolumeImage;
 
 /// What a container is, for its whole life: `identity.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,6 +41,9 @@ pub struct ContainerIdentity {
     pub raw_env: Option<Vec<Vec<u8>>>,
     /// Written layers are never synced.
     pub volatile: bool,
+    /// The images of its image volumes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volume_images: Vec<VolumeImage>,
 }
 
 /// The files of a container: all in `ROOT/containers/ID`.
@@ -80,6 +84,11 @@ impl Places {
         self.bundle.join("work")
     }
 
+    /// What the VOLUMEs of its image are, one directory each.
+    pub fn volumes(&self) -> PathBuf {
+        self.bundle.join("volumes")
+    }
+
     /// Where the overlay is mounted, in the builder's mount namespace only.
     pub fn rootfs(&self) -> PathBuf {
         self.bundle.join("rootfs")
@@ -112,6 +121,7 @@ mod tests {
             user: "web:www".into(),
             raw_env: Some(vec![b"A=\xff".to_vec()]),
             volatile: true,
+            volume_images: Vec::new(),
         };
         let golden = include_str!("record/identity.json").trim_end();
         assert_eq!(serde_json::to_string(&identity).unwrap(), golden);

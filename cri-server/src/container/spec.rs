@@ -11,6 +11,7 @@ mod mounts;
 mod process;
 mod seccomp;
 mod signal;
+mod volumes;
 
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,7 @@ use oci_spec::runtime::{LinuxResources, Spec};
 use serde_json::{Value, json};
 
 use super::config::{ContainerConfig, PidNamespace, Resources};
+use super::image_volume::VolumeImage;
 use crate::cdi;
 use crate::error::Error;
 use crate::image::Image;
@@ -40,17 +42,30 @@ pub struct Prepared {
     pub user: String,
     /// Its environment, where one of its values is not UTF-8.
     pub raw_env: Option<Vec<Vec<u8>>>,
+    /// How many directories for VOLUMEs of the image there are to be, named 0, 1 and so on.
+    pub volumes: usize,
+}
+
+/// What a container's files come from.
+#[derive(Debug, Clone, Copy)]
+pub struct Sources<'a> {
+    /// Its image.
+    pub image: &'a Image,
+    /// The images of its image volumes.
+    pub volume_images: &'a [VolumeImage],
+    /// The directory for VOLUMEs of its image.
+    pub volumes: &'a Path,
 }
 
 /// Builds the spec, and refuses what cannot be run. Blocking.
 pub fn prepare(
     sandbox: &Sandbox,
     config: &ContainerConfig,
-    image: &Image,
+    sources: &Sources<'_>,
     unified: bool,
     cdi: &[PathBuf],
 ) -> Result<Prepared, Error> {
-    let mut prepared = build(&sandbox.identity, &sandbox.places, config, image, unified)?;
+    let mut prepared = build(&sandbox.identity, &sandbox.places, config, sources, unified)?;
     add_cdi_devices(&mut prepared, config, cdi)?;
     Ok(prepared)
 }
@@ -71,9 +86,10 @@ fn build(
     sandbox: &SandboxIdentity,
     places: &Places,
     config: &ContainerConfig,
-    image: &Image,
+    sources: &Sources<'_>,
     unified: bool,
 ) -> Result<Prepared, Error> {
+    let image = sources.image;
     if config.pid == PidNamespace::Pod && sandbox.config.pid != NamespaceMode::Pod {
         let reason = "its sandbox was not made with a shared PID namespace";
         return Err(Error::invalid("config.linux.security_context.namespace_options.pid", reason));
@@ -90,11 +106,12 @@ fn build(
     if !nodes.is_empty() && !config.privileged {
         resources["devices"] = nodes.iter().map(devices::Node::rule).collect();
     }
+    let (mounts, volumes) = mounts::mounts(places, config, sources, sandbox.config.user_namespace)?;
     let mut spec = json!({
         "ociVersion": OCI_VERSION,
         "process": process,
         "root": { "path": "rootfs", "readonly": config.readonly_rootfs },
-        "mounts": mounts::mounts(places, config, sandbox.config.user_namespace)?,
+        "mounts": mounts,
         "linux": {
             "resources": resources,
             "namespaces": namespaces(config, unified, sandbox.config.user_namespace.is_some()),
@@ -113,7 +130,7 @@ fn build(
         spec["linux"]["seccomp"] = seccomp;
     }
     check(&spec)?;
-    Ok(Prepared { spec, user: process::user(config, &image.config), raw_env })
+    Ok(Prepared { spec, user: process::user(config, &image.config), raw_env, volumes })
 }
 
 /// Reads it as what it is to be, before anyone stands on it.
@@ -247,6 +264,10 @@ pub(crate) mod tests {
         (identity, Places::new(Path::new("/root"), Path::new("/run"), "x"))
     }
 
+    pub(super) fn sources(image: &Image) -> Sources<'_> {
+        Sources { image, volume_images: &[], volumes: Path::new("/bundle/volumes") }
+    }
+
     fn built(config: &ContainerConfig, unified: bool) -> Result<Value, Error> {
         let (sandbox, places) = sandbox(crate::sandbox::files::tests::config());
         let image = Image {
@@ -258,7 +279,7 @@ pub(crate) mod tests {
             config: ImageConfig::default(),
             layers: Vec::new(),
         };
-        build(&sandbox, &places, config, &image, unified).map(|prepared| prepared.spec)
+        build(&sandbox, &places, config, &sources(&image), unified).map(|prepared| prepared.spec)
     }
 
     #[test]
@@ -321,7 +342,7 @@ pub(crate) mod tests {
             config: ImageConfig::default(),
             layers: Vec::new(),
         };
-        let refused = build(&sandbox, &places, &config(), &image, false).unwrap_err();
+        let refused = build(&sandbox, &places, &config(), &sources(&image), false).unwrap_err();
         assert!(matches!(refused, Error::InvalidArgument { .. }));
     }
 }

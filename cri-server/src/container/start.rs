@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cove_runtime::build::image_volume;
 use cove_runtime::build::request::{ContainerOrder, ContainerSpec, GroupsPolicy, Rootfs, User};
 use cove_runtime::memfd;
 use cove_runtime::protocol::{ContainerId, Failure, PidMode, Request, Signal, Start, StartOpen};
@@ -240,7 +241,11 @@ async fn await_start(
 ) -> Result<(), Error> {
     match timeout(BUILD_LIMIT, result).await {
         Ok(Ok(Ok(()))) => Ok(()),
-        Ok(Ok(Err(Failure { step, errno, detail }))) => Err(Error::Failure { step, detail, errno }),
+        Ok(Ok(Err(failure))) if failure.step == image_volume::STEP => {
+            let mount = format!("container {}", container.id());
+            Err(Error::ImageVolume { mount, source: Box::new(failure.into()) })
+        }
+        Ok(Ok(Err(failure))) => Err(failure.into()),
         Ok(Err(_)) | Err(_) => {
             let object = format!("container {}", container.id());
             Err(Error::TimedOut { operation: "the building", object, limit: BUILD_LIMIT })

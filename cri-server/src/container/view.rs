@@ -22,6 +22,8 @@ pub struct ContainerView {
     pub image_ref: String,
     /// First tag of the image, or the name that was asked for.
     pub image_name: String,
+    /// Ids of the images of its image volumes, each with the place of its mount in the request.
+    pub volume_images: Vec<(usize, String)>,
     /// Nanoseconds since the epoch; no two objects of a node have the same.
     pub created_at: i64,
     /// Where it is in its life.

@@ -293,24 +293,30 @@ impl Images {
         Ok(Lease { image, _guard: Arc::new(guard) })
     }
 
-    /// A container record refers to this image (by id) until `release`: its layers outlive its names. Idempotent by
-    /// container id.
+    /// A container record refers to this image (by id), and maybe to others, until `release`: its layers outlive its
+    /// names. Idempotent.
     pub fn hold(&self, image_id: &str, container_id: &str) {
-        self.shared.store.index().holds.insert(container_id.to_owned(), image_id.to_owned());
+        self.shared
+            .store
+            .index()
+            .holds
+            .entry(container_id.to_owned())
+            .or_default()
+            .insert(image_id.to_owned());
     }
 
     /// The image that this container holds, also after its names were removed.
     #[cfg(test)]
     pub fn held(&self, container_id: &str) -> Option<Arc<Image>> {
         let index = self.shared.store.index();
-        let id: Digest = index.holds.get(container_id)?.parse().ok()?;
+        let id: Digest = index.holds.get(container_id)?.first()?.parse().ok()?;
         index.images.get(&id).map(|entry| entry.image.clone())
     }
 
     /// The container record is gone.
     pub fn release(&self, container_id: &str) {
         let held = self.shared.store.index().holds.remove(container_id);
-        if let Some(image_id) = held {
+        for image_id in held.into_iter().flatten() {
             lease::collect_if_removed(&self.shared.store, &image_id);
         }
     }

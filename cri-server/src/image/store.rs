@@ -4,7 +4,7 @@
 //! Two locks. `writer` is held by threads that may wait while they change files, so that memory and disk change in the
 //! same order; `index` is held for moments, never across a system call. Order: writer, then index.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -70,8 +70,8 @@ pub(super) struct Index {
     pub(super) unreadable: HashSet<PathBuf>,
     /// Layers that lie in `layers`.
     pub(super) layers: HashMap<Digest, LayerEntry>,
-    /// Image id by container id.
-    pub(super) holds: HashMap<String, String>,
+    /// Image ids by container id.
+    pub(super) holds: HashMap<String, BTreeSet<String>>,
     /// Leases by image id.
     pub(super) leases: HashMap<String, usize>,
     /// Pulls and leases that need a layer, by diff ID.
@@ -85,7 +85,7 @@ pub(super) struct Index {
 impl Index {
     /// Whether a container, a lease, or a container that is not known yet needs the image.
     pub(super) fn is_used(&self, id: &str) -> bool {
-        !self.recovered || self.leases.contains_key(id) || self.holds.values().any(|held| held == id)
+        !self.recovered || self.leases.contains_key(id) || self.holds.values().any(|held| held.contains(id))
     }
 }
 

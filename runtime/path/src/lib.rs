@@ -8,6 +8,7 @@
 
 #[cfg(test)]
 mod confined;
+mod copy;
 mod error;
 mod procfs;
 mod remove;

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use crate::resolve::{self, OURS};
 use crate::root::read_bounded;
-use crate::{PathError, remove};
+use crate::{PathError, copy, remove};
 
 /// One of our own directories. Paths are relative, and a symlink, a `..` that leaves, or a mount below it is an
 /// error: nobody but us may write there.
@@ -185,6 +185,16 @@ impl Tree {
             other => other?,
         };
         remove::remove_all(&parent, &leaf).map_err(PathError::call("remove", path))
+    }
+
+    /// Copies everything in this directory into another, which is empty, and gives that one the attributes of this:
+    /// owners, modes, times, extended attributes, several names of one file, holes. Never follows a symlink and never
+    /// enters a mount.
+    ///
+    /// # Errors
+    /// `EXDEV` when something is mounted below, `EEXIST` when a name is taken; what was copied by then stays.
+    pub fn copy_to(&self, to: &Tree) -> Result<(), PathError> {
+        copy::copy(self, to)
     }
 
     fn parent(&self, path: &Path) -> Result<(OwnedFd, OsString), PathError> {

@@ -13,11 +13,12 @@ use super::line::{self, Line};
 use super::mounts::clean;
 use super::process::{self, Process};
 use super::report::Report;
-use super::request::{ContainerOrder, ContainerSpec, ProcessSpec, Rootfs};
+use super::request::{ContainerOrder, ContainerSpec, ProcessSpec};
 use super::sources::Detached;
 use super::step::At;
 use super::{
-    PidEntry, Work, devices, hooks, identity, mapped, masks, mounts, namespaces, rootfs, sources, void,
+    PidEntry, Work, devices, hooks, identity, image_volume, mapped, masks, mounts, namespaces, rootfs,
+    sources, void, volumes,
 };
 use crate::memfd;
 use crate::protocol::{Failure, MAX_SPEC};
@@ -44,13 +45,14 @@ pub(super) fn run(
     if let PidEntry::Target(target) = &pid {
         held.take_proc_of(target.as_fd())?;
     }
-    let detached = sources::open_all(&spec.mounts, held, shared, spec.new_cgroup_namespace)?;
+    let mut detached = sources::open_all(&spec.mounts, held, shared, spec.new_cgroup_namespace)?;
 
     // Hooks want the host's mounts in sight.
     let early = hooks.is_some() || !Guard::PivotFirst.holds();
-    let (root, void) = open_root(&spec.rootfs, void.filter(|_| !early))?;
+    let (root, void) = open_root(&spec, void.filter(|_| !early), &mut detached)?;
     let who = identity::resolve(&root, &spec.process.user)?;
     line.say(&Report::User(who.user.clone()));
+    volumes::fill(&root, &detached, 0)?;
     // Hooks finish what they find, and their files are the host's: only for them is anything attached before the pivot.
     if early {
         fill(&root, &spec, &detached)?;
@@ -82,15 +84,21 @@ pub(super) fn run(
     Process { spec: &spec.process, who: &who, stdio, terminal, proc, clone }.run(root, line)
 }
 
-/// The root file system, and the void if that is what it will be laid over; else it is in a copy of the host's mounts.
-fn open_root(rootfs: &Rootfs, void: Option<OwnedFd>) -> Result<(Root, Option<OwnedFd>), Failure> {
-    if let Some(void) = void
-        && let Some(overlay) = rootfs::assemble_detached(rootfs)?
+/// The root file system, and the void if that is what it will be laid over; else it is in a copy of the host's mounts,
+/// where alone image volumes can be made. They are put among those of `detached`.
+fn open_root<'a>(
+    spec: &'a ContainerSpec,
+    void: Option<OwnedFd>,
+    detached: &mut Vec<Detached<'a>>,
+) -> Result<(Root, Option<OwnedFd>), Failure> {
+    if let Some(void) = void.filter(|_| !image_volume::among(&spec.mounts))
+        && let Some(overlay) = rootfs::assemble_detached(&spec.rootfs)?
     {
         return Ok((Root::from_fd(overlay), Some(void)));
     }
     namespaces::leave_host()?;
-    Ok((Root::from_fd(rootfs::assemble(rootfs)?), None))
+    image_volume::add(&spec.mounts, &spec.rootfs.target, detached)?;
+    Ok((Root::from_fd(rootfs::assemble(&spec.rootfs)?), None))
 }
 
 /// After the pivot: all that lies over the root file system.

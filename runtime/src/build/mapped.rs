@@ -14,7 +14,7 @@ use super::request::{ContainerOrder, ContainerSpec, Mount, MountKind};
 use super::sources::{self, Detached, Held, is_dev};
 use super::step::{At, refuse};
 use super::userns::UserNamespace;
-use super::{PidEntry, Work, devices, identity, namespaces, rlimits, rootfs};
+use super::{PidEntry, Work, devices, identity, image_volume, namespaces, rlimits, rootfs, volumes};
 use crate::protocol::Failure;
 
 /// See [`super::create`], which this is for a [`Work`] with a user namespace.
@@ -44,10 +44,13 @@ pub(super) fn run(
     let mut detached = open(&spec, &mut held, shared, &user, outside)?;
     make_nodes(&spec, &detached)?;
     namespaces::leave_host()?;
-    rootfs::map_layers(&spec.rootfs, &user)?;
+    rootfs::map_layers(&spec.rootfs, &spec.mounts, &user)?;
+    image_volume::add(&spec.mounts, &spec.rootfs.target, &mut detached)?;
     let root = Root::from_fd(rootfs::detach(rootfs::assemble(&spec.rootfs)?.as_fd())?);
     let who = identity::resolve(&root, &spec.process.user)?;
     line.say(&Report::User(who.user.clone()));
+    // What is copied has the owners that the mapped layers show.
+    volumes::fill(&root, &detached, user.ids.host)?;
     user.check(&who.user)?;
     user.give_stdio(&stdio, &who.user)?;
     rlimits::raise(&spec.process.rlimits)?;
@@ -83,7 +86,11 @@ pub(super) fn run(
 /// What a user namespace's root cannot make: mounts of what is the host's, and a /dev with nodes in it.
 fn is_made_outside(mount: &Mount, shared_pid: bool, own_cgroup: bool) -> bool {
     match mount.kind {
-        MountKind::Bind(_) | MountKind::MappedBind(_) | MountKind::Shm => true,
+        MountKind::Bind(_)
+        | MountKind::MappedBind(_)
+        | MountKind::Image(_)
+        | MountKind::Volume(_)
+        | MountKind::Shm => true,
         MountKind::Proc => shared_pid,
         MountKind::Cgroup => !own_cgroup,
         MountKind::Tmpfs(_) => is_dev(mount),

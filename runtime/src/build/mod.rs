@@ -13,6 +13,7 @@ mod devices;
 mod holder;
 mod hooks;
 mod identity;
+pub mod image_volume;
 mod join;
 mod line;
 mod mapped;
@@ -30,12 +31,14 @@ mod sources;
 mod step;
 pub mod userns;
 pub mod void;
+mod volumes;
 
 use std::os::fd::OwnedFd;
 
 use cove_sys::SingleThreaded;
 
 use self::line::Line;
+pub use self::mounts::clean;
 use self::userns::UserNamespace;
 
 /// What a builder was given. All descriptors but these are closed as its first act.

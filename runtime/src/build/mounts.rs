@@ -105,7 +105,9 @@ fn needs_plain_directory(detached: &Detached<'_>, destination: &Path) -> bool {
         | MountKind::Shm
         | MountKind::Cgroup => true,
         MountKind::Tmpfs(_) => destination == Path::new("/dev"),
-        MountKind::Bind(_) | MountKind::MappedBind(_) => destination == Path::new("/proc"),
+        MountKind::Bind(_) | MountKind::MappedBind(_) | MountKind::Image(_) | MountKind::Volume(_) => {
+            destination == Path::new("/proc")
+        }
     }
 }
 
@@ -133,7 +135,7 @@ pub(super) fn plain_directory(root: &Root, path: &Path) -> Result<OwnedFd, Failu
 }
 
 /// `/a//b/./c/..` as `/a/b`: by the letter, as the kubelet and its users mean it.
-pub(super) fn clean(path: &Path) -> PathBuf {
+pub fn clean(path: &Path) -> PathBuf {
     let mut out = PathBuf::from("/");
     for part in path.components() {
         match part {

@@ -75,7 +75,7 @@ fn overlay(layers: &Path, scratch_at: &Path, user: &UserNamespace) -> Result<(),
     }
     let rootfs =
         Rootfs { lower: vec![layers.to_owned()], upper, work, target, readonly: false, volatile: true };
-    rootfs::map_layers(&rootfs, user)?;
+    rootfs::map_layers(&rootfs, &[], user)?;
     rootfs::assemble(&rootfs).map(drop)
 }
 

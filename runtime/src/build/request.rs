@@ -121,6 +121,16 @@ wire_struct! {
 }
 
 wire_struct! {
+    /// An image as a volume.
+    pub struct ImageVolume {
+        /// Layer directories on the host, the uppermost first.
+        pub lower: Vec<PathBuf>,
+        /// The directory of the image that is mounted, resolved inside the image; empty: its root.
+        pub sub_path: PathBuf,
+    }
+}
+
+wire_struct! {
     /// A tmpfs.
     pub struct Tmpfs {
         /// Bytes; 0: the kernel's default.
@@ -151,6 +161,11 @@ wire_enum! {
         7 => Shm,
         /// The container's view of its cgroups, read-only unless asked otherwise.
         8 => Cgroup,
+        /// The files of another image, read-only.
+        9 => Image(ImageVolume),
+        /// A VOLUME of the image: a directory of the host's that belongs to this container alone, and that the image's
+        /// content of the destination is copied into first.
+        10 => Volume(PathBuf),
         /// A path of the host whose owners are ids of the pod's user namespace (mount_setattr(2), MOUNT_ATTR_IDMAP).
         11 => MappedBind(Bind),
     }

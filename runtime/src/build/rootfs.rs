@@ -21,7 +21,7 @@ use rustix::mount::{
 };
 use rustix::process::{chdir, fchdir, pivot_root};
 
-use super::request::Rootfs;
+use super::request::{Mount, MountKind, Rootfs};
 use super::sources;
 use super::step::{At, refuse};
 use super::userns::UserNamespace;
@@ -29,7 +29,7 @@ use crate::protocol::Failure;
 
 const STEP: &str = "rootfs";
 /// mount(2) takes at most a page of options.
-const PAGE: usize = 4096;
+pub(super) const PAGE: usize = 4096;
 
 /// Mounts the overlay nowhere yet and gives the descriptor of its root. `None` where the kernel cannot (before 6.5).
 pub(super) fn assemble_detached(rootfs: &Rootfs) -> Result<Option<OwnedFd>, Failure> {
@@ -92,10 +92,15 @@ fn log_of(context: &OwnedFd) -> String {
     text
 }
 
-/// Shows the layers with owners of the pod's user namespace, in this mount namespace only: one mapped mount over the
-/// directory that they share, however many there are.
-pub(super) fn map_layers(rootfs: &Rootfs, user: &UserNamespace) -> Result<(), Failure> {
-    let shared = shared_parent(&rootfs.lower);
+/// Shows the layers, those of image volumes too, with owners of the pod's user namespace, in this mount namespace only:
+/// one mapped mount over the directory that they share, however many there are.
+pub(super) fn map_layers(rootfs: &Rootfs, mounts: &[Mount], user: &UserNamespace) -> Result<(), Failure> {
+    let of_volumes = mounts.iter().filter_map(|mount| match &mount.kind {
+        MountKind::Image(volume) => Some(&volume.lower),
+        _ => None,
+    });
+    let layers: Vec<PathBuf> = of_volumes.chain([&rootfs.lower]).flatten().cloned().collect();
+    let shared = shared_parent(&layers);
     let shown = shared.display();
     if [&rootfs.upper, &rootfs.work, &rootfs.target].iter().any(|path| path.starts_with(&shared)) {
         return refuse(STEP, format!("{shown} has more in it than layers, and cannot be mapped"));
@@ -162,7 +167,7 @@ fn by_mount(rootfs: &Rootfs) -> Result<OwnedFd, Failure> {
 }
 
 /// The deepest directory that is above every path.
-fn shared_parent(paths: &[PathBuf]) -> PathBuf {
+pub(super) fn shared_parent(paths: &[PathBuf]) -> PathBuf {
     let mut shared = paths.first().and_then(|first| first.parent()).unwrap_or(Path::new("/")).to_owned();
     while !paths.iter().all(|path| path.starts_with(&shared) && path != &shared) {
         if !shared.pop() {
@@ -173,7 +178,7 @@ fn shared_parent(paths: &[PathBuf]) -> PathBuf {
 }
 
 /// Puts a backslash before each of `special`, as overlayfs's option parser takes it away again.
-fn escape(path: &Path, special: &[u8]) -> OsString {
+pub(super) fn escape(path: &Path, special: &[u8]) -> OsString {
     let mut out = Vec::new();
     for byte in path.as_os_str().as_bytes() {
         if special.contains(byte) {

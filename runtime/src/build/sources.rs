@@ -158,6 +158,9 @@ pub(super) fn open_some<'a>(
                 Some(user) => open_bind(mount, bind, Some(user))?,
                 None => return refuse(STEP, "a mapped volume needs a user namespace".to_owned()),
             },
+            MountKind::Volume(source) => open_volume(mount, source)?,
+            // Made in the builder's own mount namespace: see `image_volume`.
+            MountKind::Image(_) => continue,
             MountKind::Shm => held_or_host(held.shm.take(), "/dev/shm", mount)?,
             MountKind::Proc if shared_pid => match held.proc.take() {
                 Some(tree) => with_flags(tree, mount, KERNEL)?,
@@ -236,6 +239,17 @@ fn open_bind(mount: &Mount, bind: &Bind, user: Option<&UserNamespace>) -> Result
         cove_sys::mount_setattr(tree.as_fd(), true, readonly)
             .at(STEP, || format!("make {} and what is mounted below it read-only", source.display()))?;
     }
+    with_flags(tree, mount, STEP)
+}
+
+/// A directory of the container's own, which nobody else has mounted anything on.
+fn open_volume(mount: &Mount, source: &Path) -> Result<OwnedFd, Failure> {
+    let tree = clone_tree(CWD, source, OpenTreeFlags::empty())
+        .at(STEP, || format!("open the volume {}", source.display()))?;
+    let private = u64::from(MountPropagationFlags::PRIVATE.bits());
+    let attr = MountAttr { propagation: private, ..MountAttr::default() };
+    cove_sys::mount_setattr(tree.as_fd(), false, attr)
+        .at(STEP, || format!("make {} private", source.display()))?;
     with_flags(tree, mount, STEP)
 }
 

@@ -1,9 +1,11 @@
 //! The mounts of a spec: types and options by table, anything else refused.
 
+use std::path::PathBuf;
+
 use oci_spec::runtime::Mount as OciMount;
 
 use super::{SpecError, mappings};
-use crate::build::request::{Bind, Mount, MountKind, Propagation, Tmpfs};
+use crate::build::request::{Bind, ImageVolume, Mount, MountKind, Propagation, Tmpfs};
 use crate::protocol::IdMap;
 
 /// Mode of a tmpfs that names none, as the kernel has it.
@@ -81,6 +83,8 @@ fn kind(field: &str, asked: &OciMount) -> Result<MountKind, SpecError> {
         Some("tmpfs") => Ok(MountKind::Tmpfs(Tmpfs { size: 0, mode: TMPFS_MODE, strict_atime: false })),
         Some("cgroup" | "cgroup2") => Ok(MountKind::Cgroup),
         Some("cove-shm") => Ok(MountKind::Shm),
+        Some("cove-volume") => Ok(MountKind::Volume(absolute_source(field, asked)?)),
+        Some("overlay") => Ok(MountKind::Image(ImageVolume { lower: Vec::new(), sub_path: PathBuf::new() })),
         Some("bind") => bind_of(field, asked),
         None | Some("" | "none") if bind => bind_of(field, asked),
         other => {
@@ -91,14 +95,18 @@ fn kind(field: &str, asked: &OciMount) -> Result<MountKind, SpecError> {
 }
 
 fn bind_of(field: &str, asked: &OciMount) -> Result<MountKind, SpecError> {
+    Ok(MountKind::Bind(Bind {
+        source: absolute_source(field, asked)?,
+        recursive: false,
+        propagation: Propagation::Private,
+        recursive_readonly: false,
+    }))
+}
+
+fn absolute_source(field: &str, asked: &OciMount) -> Result<PathBuf, SpecError> {
     match asked.source() {
-        Some(source) if source.is_absolute() => Ok(MountKind::Bind(Bind {
-            source: source.clone(),
-            recursive: false,
-            propagation: Propagation::Private,
-            recursive_readonly: false,
-        })),
-        _ => Err(SpecError::new(format!("{field}.source"), "a bind mount needs an absolute path")),
+        Some(source) if source.is_absolute() => Ok(source.clone()),
+        _ => Err(SpecError::new(format!("{field}.source"), "this mount needs an absolute path")),
     }
 }
 
@@ -132,6 +140,7 @@ fn by_kind(mount: &mut Mount, option: &str) -> Result<(), String> {
         }
         (MountKind::Bind(bind), _) => of_bind(bind, option),
         (MountKind::Tmpfs(tmpfs), _) => of_tmpfs(tmpfs, option),
+        (MountKind::Image(image), _) => of_image(image, option),
         // A cgroup mount of an old style names its place.
         _ => Err("is not built".to_owned()),
     }
@@ -145,6 +154,17 @@ fn of_bind(bind: &mut Bind, option: &str) -> Result<(), String> {
         "private" | "rprivate" => bind.propagation = Propagation::Private,
         "slave" | "rslave" => bind.propagation = Propagation::HostToContainer,
         "shared" | "rshared" => bind.propagation = Propagation::Bidirectional,
+        _ => return Err("is not built".to_owned()),
+    }
+    Ok(())
+}
+
+/// `lowerdir+` is the kernel's word for one layer, the uppermost first; `X-mount.subdir` is mount(8)'s for a directory
+/// instead of the root.
+fn of_image(image: &mut ImageVolume, option: &str) -> Result<(), String> {
+    match option.split_once('=') {
+        Some(("lowerdir+", layer)) if layer.starts_with('/') => image.lower.push(layer.into()),
+        Some(("X-mount.subdir", path)) if !path.is_empty() => image.sub_path = path.into(),
         _ => return Err("is not built".to_owned()),
     }
     Ok(())

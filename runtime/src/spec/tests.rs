@@ -18,7 +18,10 @@ fn base() -> Value {
              "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
             {"destination": "/dev/shm", "type": "cove-shm", "options": ["nosuid", "noexec", "nodev"]},
             {"destination": "/vol", "type": "bind", "source": "/srv/vol", "options": ["rbind", "rslave", "ro"]},
-            {"destination": "/rro", "source": "/srv/rro", "options": ["rbind", "rprivate", "rro"]}
+            {"destination": "/rro", "source": "/srv/rro", "options": ["rbind", "rprivate", "rro"]},
+            {"destination": "/image", "type": "overlay", "source": "overlay",
+             "options": ["ro", "nosuid", "lowerdir+=/i/2", "lowerdir+=/i/1", "X-mount.subdir=etc/x"]},
+            {"destination": "/data", "type": "cove-volume", "source": "/b/volumes/0", "options": ["rw"]}
         ],
         "process": {
             "user": {"uid": 0, "gid": 0, "umask": 18, "additionalGids": [5]},
@@ -76,6 +79,9 @@ fn a_whole_spec() {
     assert!(matches!(kinds[4], MountKind::Bind(b)
         if b.recursive && b.propagation == Propagation::HostToContainer && !b.recursive_readonly));
     assert!(matches!(kinds[5], MountKind::Bind(b) if b.recursive_readonly));
+    assert!(matches!(kinds[6], MountKind::Image(image)
+        if image.lower == ["/i/2", "/i/1"].map(PathBuf::from) && image.sub_path == Path::new("etc/x")));
+    assert!(matches!(kinds[7], MountKind::Volume(source) if source == Path::new("/b/volumes/0")));
     assert!(built.mounts[4].readonly && built.mounts[5].readonly && !built.mounts[0].readonly);
     let names: Vec<_> = built.devices.iter().map(|device| device.path.to_str().unwrap()).collect();
     assert_eq!(
@@ -126,6 +132,10 @@ fn what_is_not_built_is_refused_by_path() {
         ("/mounts/2/options/0", json!("gid=6"), "mounts[2].options"),
         ("/mounts/4/options/0", json!("idmap"), "mounts[4].options"),
         ("/mounts/4/source", json!("vol"), "mounts[4].source"),
+        ("/mounts/6/options/2", json!("upperdir=/x"), "mounts[6].options"),
+        ("/mounts/6/options/2", json!("lowerdir+=x"), "mounts[6].options"),
+        ("/mounts/6/options/4", json!("X-mount.subdir="), "mounts[6].options"),
+        ("/mounts/7/source", json!("vol"), "mounts[7].source"),
         (
             "/mounts/4/uidMappings",
             json!([{"containerID": 0, "hostID": 1, "size": 1}]),

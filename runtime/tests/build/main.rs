@@ -9,6 +9,7 @@ mod cases;
 mod filters;
 mod hostile;
 mod image;
+mod images;
 mod mapped;
 mod races;
 mod sharing;
@@ -53,8 +54,9 @@ fn main() {
     let mut count = 0;
     // As on an old kernel, which has no mounts that are attached nowhere, and where there is no void for any other reason.
     let old = Host { void: None, ..host };
-    let over_void = [cases::ALL, hostile::ALL, sharing::ALL, races::ALL, filters::ALL, mapped::ALL];
-    let over_host = [cases::ALL, hostile::ALL, sharing::ALL];
+    let over_void =
+        [cases::ALL, images::ALL, hostile::ALL, sharing::ALL, races::ALL, filters::ALL, mapped::ALL];
+    let over_host = [cases::ALL, images::ALL, hostile::ALL, sharing::ALL];
     let all = over_void.iter().copied().flatten().map(|case| (host, case));
     for (host, (name, case)) in all.chain(over_host.iter().copied().flatten().map(|case| (old, case))) {
         let over = if host.void.is_some() { "the void" } else { "the host" };

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
 use cove_path::Proc;
-use cove_runtime::build::request::{Mount, MountKind};
+use cove_runtime::build::request::{ImageVolume, Mount, MountKind};
 use cove_runtime::build::userns::{self, UserNamespace};
 use cove_runtime::protocol::IdMap;
 use nix::sched::{CloneFlags, unshare};
@@ -23,6 +23,7 @@ use crate::{Case, HOSTNAME, Host};
 pub const ALL: &[Case] = &[
     ("a user namespace: ids, namespaces, mounts", whole),
     ("a user namespace: owners of layers and volumes", owners),
+    ("a user namespace: images and volumes of the image", images),
     ("a user namespace: setuid and file capabilities", privileges),
     ("a user namespace: devices", devices),
     ("a user namespace: a pod's PID namespace, exec", shared_pid),
@@ -95,6 +96,44 @@ fn mapped(destination: &str, source: &Path) -> Mount {
         MountKind::Bind(bind) => Mount { kind: MountKind::MappedBind(bind), ..mount },
         other => panic!("{other:?}"),
     }
+}
+
+/// What is not the host's is the pod's: its layers, another image, and what the image declares as volumes.
+fn images(host: &Host, image: &Image) {
+    let (user, _home) = enter(host, &IDS);
+    renew(image, &IDS);
+    let (layers, volumes) = (image.path("layers"), image.path("volumes"));
+    for path in ["of-volume/dir", "of-volume/sub/below", "root/data"] {
+        fs::create_dir_all(layers.join(path)).unwrap();
+    }
+    fs::write(layers.join("root/data/file"), "x").unwrap();
+    chown(layers.join("root/data/file"), Some(1000), Some(1001)).unwrap();
+    for volume in ["0", "1"] {
+        fs::create_dir_all(volumes.join(volume)).unwrap();
+    }
+    let mut spec = image.spec(
+        "stat -c '%n %u %g' /i /i/dir /s/below /data /data/file /new; touch /data/x /new/x && stat -c %u /new/x; \
+         touch /i/x; true",
+    );
+    // One directory for all layers, as the daemon has it.
+    let base = layers.join("base");
+    fs::rename(image.base(), &base).unwrap();
+    spec.rootfs.lower = vec![layers.join("root"), base];
+    let of = |destination: &str, kind| Mount { noexec: false, ..image::mount(destination, kind) };
+    let volume = |sub_path: &str| {
+        MountKind::Image(ImageVolume { lower: vec![layers.join("of-volume")], sub_path: sub_path.into() })
+    };
+    spec.mounts.extend([
+        of("/i", volume("")),
+        of("/s", volume("sub")),
+        of("/data", MountKind::Volume(volumes.join("0"))),
+        of("/new", MountKind::Volume(volumes.join("1"))),
+    ]);
+    let outcome = run(host, &user, &Job::Private(&spec));
+    let expected = "/i 0 0\n/i/dir 0 0\n/s/below 0 0\n/data 0 0\n/data/file 1000 1001\n/new 0 0\n0\n\
+                    touch: /i/x: Read-only file system\n";
+    assert_eq!(outcome.output, expected);
+    assert_eq!(fs::metadata(volumes.join("0/file")).unwrap().uid(), IDS.host + 1000);
 }
 
 fn whole(host: &Host, image: &Image) {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::super::code::IMAGE_VOLUME;
 use super::super::wire;
 use super::field::{
     absolute, id, known, name, no_control, no_nul, not_built, relative, required, within, word,
@@ -11,8 +12,8 @@ use super::process::{environment, strings};
 use super::{security, signal};
 use crate::cdi;
 use crate::container::config::{
-    ContainerConfig, ContainerName, DeviceMapping, Mount, MountOption, MountPropagation, PidNamespace,
-    Resources,
+    ContainerConfig, ContainerName, DeviceMapping, ImageMount, Mount, MountOption, MountPropagation,
+    PidNamespace, Resources,
 };
 use crate::error::Error;
 use crate::sandbox::config::{NamespaceMode, SandboxConfig, UserNamespace};
@@ -175,8 +176,6 @@ fn mounts(mounts: Vec<wire::Mount>, pod: Option<UserNamespace>) -> Result<Vec<Mo
 
 fn mount(field: &str, mount: wire::Mount, pod: Option<UserNamespace>) -> Result<Mount, Error> {
     let at = |name: &str| format!("{field}.{name}");
-    not_built(&at("image"), mount.image.is_some())?;
-    not_built(&at("image_sub_path"), !mount.image_sub_path.is_empty())?;
     let fields = [&at("uidMappings")[..], &at("gidMappings")];
     let mapping = security::volume_mapping(fields, &mount.uid_mappings, &mount.gid_mappings, pod)?;
     recursive(&at("recursive_read_only"), &mount)?;
@@ -187,8 +186,15 @@ fn mount(field: &str, mount: wire::Mount, pod: Option<UserNamespace>) -> Result<
             "the root file system itself cannot be mounted over",
         ));
     }
-    absolute(&at("host_path"), &mount.host_path)?;
+    let image = match &mount.image {
+        Some(image) => Some(image_mount(field, &mount, image)?),
+        None if !mount.image_sub_path.is_empty() => {
+            return Err(Error::invalid(at("image_sub_path"), "needs an image"));
+        }
+        None => absolute(&at("host_path"), &mount.host_path).map(|_| None)?,
+    };
     Ok(Mount {
+        image,
         propagation: match known(&at("propagation"), mount.propagation)? {
             wire::MountPropagation::PropagationPrivate => MountPropagation::Private,
             wire::MountPropagation::PropagationHostToContainer => MountPropagation::HostToContainer,
@@ -206,6 +212,35 @@ fn mount(field: &str, mount: wire::Mount, pod: Option<UserNamespace>) -> Result<
             .enumerate()
             .map(|(index, option)| mount_option(&at(&format!("mount_options[{index}]")), option))
             .collect::<Result<_, _>>()?,
+    })
+}
+
+/// What an image volume is (KEP-4639): an image in the place of a path of the host, never written to.
+fn image_mount(field: &str, mount: &wire::Mount, image: &wire::ImageSpec) -> Result<ImageMount, Error> {
+    // A kubelet knows the refusal by how it begins.
+    let at = |name: &str| format!("{IMAGE_VOLUME}{field}.{name}");
+    if image.image.is_empty() {
+        return Err(Error::invalid(at("image.image"), "must not be empty"));
+    }
+    no_control(&at("image.image"), &image.image)?;
+    if !mount.host_path.is_empty() {
+        return Err(Error::invalid(at("host_path"), "must be empty where an image is mounted"));
+    }
+    if !mount.readonly {
+        return Err(Error::invalid(at("readonly"), "must be true where an image is mounted"));
+    }
+    if mount.propagation == i32::from(wire::MountPropagation::PropagationBidirectional) {
+        return Err(Error::invalid(at("propagation"), "an image has no mounts to pass on"));
+    }
+    if !mount.image_sub_path.is_empty() {
+        relative(&at("image_sub_path"), &mount.image_sub_path)?;
+    }
+    Ok(ImageMount {
+        image: image.image.clone(),
+        user_specified_image: image.user_specified_image.clone(),
+        runtime_handler: image.runtime_handler.clone(),
+        annotations: image.annotations.clone(),
+        sub_path: mount.image_sub_path.clone(),
     })
 }
 
@@ -486,7 +521,6 @@ mod tests {
                 changed(|config| config.windows = Some(wire::WindowsContainerConfig::default())),
                 "config.windows",
             ),
-            (with_mount(|mount| mount.image = Some(wire::ImageSpec::default())), "config.mounts[0].image"),
             (with_mount(|mount| mount.image_sub_path = "a".into()), "config.mounts[0].image_sub_path"),
             (with_mount(|mount| mount.recursive_read_only = true), "config.mounts[0].recursive_read_only"),
             (
@@ -574,6 +608,34 @@ mod tests {
         refused_in(&mapped, volume(9), "config.mounts[0].uidMappings");
         refused(volume(10), "config.mounts[0].uidMappings");
         refused(asks(userns(0, 10)), &format!("{context}.namespace_options.userns_options"));
+    }
+
+    #[test]
+    fn an_image_in_the_place_of_a_host_path() {
+        let with = |change: &dyn Fn(&mut wire::Mount)| {
+            with_mount(|mount| {
+                mount.host_path.clear();
+                mount.readonly = true;
+                mount.image = Some(wire::ImageSpec { image: "i".into(), ..Default::default() });
+                mount.image_sub_path = "a/b".into();
+                change(mount);
+            })
+        };
+        let taken = take(with(&|_| {})).mounts.remove(0);
+        assert_eq!(taken.image.map(|image| (image.image, image.sub_path)), Some(("i".into(), "a/b".into())));
+        type Change<'a> = &'a dyn Fn(&mut wire::Mount);
+        let cases: [(Change<'_>, &str); 7] = [
+            (&|mount| mount.image = Some(wire::ImageSpec::default()), "image.image"),
+            (&|mount| mount.image.as_mut().unwrap().image.push('\n'), "image.image"),
+            (&|mount| mount.host_path = "/x".into(), "host_path"),
+            (&|mount| mount.readonly = false, "readonly"),
+            (&|mount| mount.propagation = 2, "propagation"),
+            (&|mount| mount.image_sub_path = "../x".into(), "image_sub_path"),
+            (&|mount| mount.image_sub_path = "/x".into(), "image_sub_path"),
+        ];
+        for (change, field) in cases {
+            refused(with(change), &format!("ImageVolumeMountFailed: config.mounts[0].{field}"));
+        }
     }
 
     #[test]

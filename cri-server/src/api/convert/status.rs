@@ -117,7 +117,15 @@ pub(in crate::api) fn container(view: &ContainerView) -> wire::ContainerStatus {
         image_ref: view.image_ref.clone(),
         labels: config.labels.clone(),
         annotations: config.annotations.clone(),
-        mounts: config.mounts.iter().map(mount).collect(),
+        mounts: config
+            .mounts
+            .iter()
+            .enumerate()
+            .map(|(index, sent)| {
+                let image = view.volume_images.iter().find(|(mount, _)| *mount == index);
+                mount(sent, image.map(|(_, id)| id.as_str()).unwrap_or_default())
+            })
+            .collect(),
         // Built from a log directory and a log path, which were both strings of the request.
         log_path: view.log_path.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
         resources: Some(wire::ContainerResources {
@@ -160,7 +168,8 @@ fn container_state(phase: &ContainerPhase) -> wire::ContainerState {
     }
 }
 
-fn mount(mount: &Mount) -> wire::Mount {
+/// As it was sent; an image with the id that it was found to have.
+fn mount(mount: &Mount, image_id: &str) -> wire::Mount {
     let propagation = match mount.propagation {
         MountPropagation::Private => wire::MountPropagation::PropagationPrivate,
         MountPropagation::HostToContainer => wire::MountPropagation::PropagationHostToContainer,
@@ -176,6 +185,14 @@ fn mount(mount: &Mount) -> wire::Mount {
         uid_mappings: mount.mapping.map(mapping).into_iter().collect(),
         gid_mappings: mount.mapping.map(mapping).into_iter().collect(),
         mount_options: mount.options.iter().map(|option| option.as_str().to_owned()).collect(),
+        image: mount.image.as_ref().map(|image| wire::ImageSpec {
+            image: image.image.clone(),
+            annotations: image.annotations.clone(),
+            user_specified_image: image.user_specified_image.clone(),
+            runtime_handler: image.runtime_handler.clone(),
+            image_ref: image_id.to_owned(),
+        }),
+        image_sub_path: mount.image.as_ref().map(|image| image.sub_path.clone()).unwrap_or_default(),
         ..Default::default()
     }
 }
@@ -255,14 +272,29 @@ pub(in crate::api) mod tests {
             metadata: Some(wire::ContainerMetadata { name: "c".into(), attempt: 1 }),
             image: Some(wire::ImageSpec { image: "sha256:aa".into(), ..Default::default() }),
             labels: [("l\n".into(), "\u{0}".into())].into(),
-            mounts: vec![wire::Mount {
-                container_path: "/data".into(),
-                host_path: "/srv//x/".into(),
-                readonly: true,
-                selinux_relabel: true,
-                propagation: 1,
-                ..Default::default()
-            }],
+            mounts: vec![
+                wire::Mount {
+                    container_path: "/data".into(),
+                    host_path: "/srv//x/".into(),
+                    readonly: true,
+                    selinux_relabel: true,
+                    propagation: 1,
+                    ..Default::default()
+                },
+                wire::Mount {
+                    container_path: "/image".into(),
+                    readonly: true,
+                    image: Some(wire::ImageSpec {
+                        image: "r/v:1".into(),
+                        annotations: [("a".into(), "b".into())].into(),
+                        user_specified_image: "v".into(),
+                        runtime_handler: "h".into(),
+                        image_ref: "sha256:cc".into(),
+                    }),
+                    image_sub_path: "a/b".into(),
+                    ..Default::default()
+                },
+            ],
             linux: Some(wire::LinuxContainerConfig {
                 resources: Some(wire::LinuxContainerResources {
                     cpu_shares: 102,
@@ -287,6 +319,7 @@ pub(in crate::api) mod tests {
             image_id: "sha256:aa".into(),
             image_ref: "r/i@sha256:bb".into(),
             image_name: "r/i:1".into(),
+            volume_images: vec![(1, "sha256:cc".into())],
             created_at: 8,
             phase,
             user: Some(ResolvedUser { uid: 1, gid: 2, groups: vec![2, 3] }),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::put_by;
+use crate::container::image_volume;
 use crate::container::live::Container;
 use crate::container::record::{ContainerIdentity, Places as ContainerPlaces};
 use crate::container::state::{ContainerFact, ContainerState, Stage as ContainerStage};
@@ -246,7 +247,7 @@ fn container(node: &Arc<Node>, id: &str, restarted: bool) -> Result<Arc<Containe
 fn restore(node: &Arc<Node>, container: &Arc<Container>) {
     let id = container.id().to_owned();
     node.clock.seen(container.identity.created_at);
-    node.images.hold(&container.identity.image_id, &id);
+    image_volume::hold(&node.images, &container.identity);
     if let Some(sandbox) = node.sandboxes.get(&container.identity.sandbox) {
         sandbox.children.restore(&id);
     }

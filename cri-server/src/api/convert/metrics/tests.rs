@@ -51,6 +51,7 @@ fn whole() -> SandboxDetail {
         image_id: "sha256:1".into(),
         image_ref: "r/i@sha256:2".into(),
         image_name: "r/i:1".into(),
+        volume_images: Vec::new(),
         created_at: 1,
         phase: ContainerPhase::Running { started_at: i64::try_from(7 * SECOND).unwrap() },
         user: None,
