@@ -14,6 +14,8 @@ use crate::{Case, Host};
 pub const ALL: &[Case] = &[
     ("a sibling with SYS_PTRACE", sibling),
     ("a sibling that swaps destinations", swapper),
+    ("a sibling that swaps a read-only path", readonly_swapper),
+    ("a sibling that swaps the null device", null_swapper),
     ("a sibling that swaps the working directory", cwd_swapper),
 ];
 
@@ -117,6 +119,61 @@ fn swapper(host: &Host, image: &Image) {
     assert!(started > 0, "a race that is always lost shows nothing");
     image.check_canary();
     assert!(!image.path("new").exists() && !std::path::Path::new("/new").exists());
+}
+
+/// A16: a read-only path below a volume changes what it leads to. What was covered is read-only, or nothing starts.
+fn readonly_swapper(host: &Host, image: &Image) {
+    let volume = image.path("volume");
+    for name in ["a", "other"] {
+        fs::create_dir_all(volume.join(name).join("b")).unwrap();
+    }
+    let _swapping = Swapping::new(host, volume.join("a"), volume.join("other"));
+    let mut started = 0;
+    for _ in 0..100 {
+        renew(image);
+        let mut spec = image.spec("grep -e ' /vol/[a-z]*/b ' /proc/self/mountinfo");
+        spec.mounts.push(image::bind("/vol", &volume));
+        spec.readonly_paths = vec!["/vol/a/b".into()];
+        match run(host, &spec) {
+            Ok(outcome) => {
+                started += 1;
+                let fields: Vec<_> = outcome.output.split(' ').collect();
+                assert_eq!(outcome.output.lines().count(), 1, "{outcome:?}");
+                assert!(fields[5].starts_with("ro,"), "{outcome:?}");
+            }
+            Err(failure) => assert_eq!(failure.step, "masks", "{failure:?}"),
+        }
+    }
+    assert!(started > 0, "a race that is always lost shows nothing");
+}
+
+/// A10: on a /dev that is a volume the null device is swapped for a symlink to a file of procfs while masks are made
+/// of it.
+fn null_swapper(host: &Host, image: &Image) {
+    let pattern = fs::read("/proc/sys/kernel/core_pattern").unwrap();
+    let volume = image.path("volume");
+    let null = rustix::fs::FileType::CharacterDevice;
+    rustix::fs::mknodat(CWD, volume.join("null"), null, 0o666.into(), rustix::fs::makedev(1, 3)).unwrap();
+    std::os::unix::fs::symlink("/proc/sys/kernel/core_pattern", volume.join("link")).unwrap();
+    let _swapping = Swapping::new(host, volume.join("null"), volume.join("link"));
+    let mut started = 0;
+    for _ in 0..100 {
+        renew(image);
+        let mut spec =
+            image.spec("stat -c '%t:%T' /proc/keys /proc/timer_list; cat /proc/keys; echo x >/proc/keys");
+        spec.mounts.retain(|mount| !mount.destination.starts_with("/dev"));
+        spec.mounts.push(image::bind("/dev", &volume));
+        spec.devices.clear();
+        match run(host, &spec) {
+            Ok(outcome) => {
+                started += 1;
+                assert!(outcome.output.starts_with("1:3\n1:3\n"), "{outcome:?}");
+            }
+            Err(failure) => assert_eq!(failure.step, "devices", "{failure:?}"),
+        }
+        assert_eq!(fs::read("/proc/sys/kernel/core_pattern").unwrap(), pattern);
+    }
+    assert!(started > 0, "a race that is always lost shows nothing");
 }
 
 /// A08: the working directory of an exec is swapped for a magic link.
