@@ -13,6 +13,8 @@ mod node_status;
 mod runtime_service;
 mod server;
 #[cfg(test)]
+mod snapshots;
+#[cfg(test)]
 mod tests;
 
 pub(crate) use listen::bind;
