@@ -181,7 +181,7 @@ pub fn limits(resources: &LinuxResources) -> Limits {
 }
 
 /// Which devices may be used beside the usual ones: the `allow` rules of a spec. A rule without a type, or with a number
-/// left open, is not one that Cove writes; it is kept all the same, since the kernel checks it.
+/// left open, is not one that Cove writes; it is kept all the same, since it is checked when it is written.
 pub fn device_rules(resources: &LinuxResources) -> Vec<DeviceRule> {
     let rules = resources.devices().iter().flatten().filter(|rule| rule.allow());
     let open = |number: Option<i64>| number.and_then(|number| u32::try_from(number).ok());

@@ -86,14 +86,13 @@ fn of_io(error: &io::Error) -> Code {
 fn of_cgroup(error: &CgroupError) -> Code {
     match error {
         CgroupError::Path { .. } | CgroupError::Limit { .. } => Code::InvalidArgument,
-        CgroupError::System { source, .. } => of_io(source),
+        CgroupError::System { source, .. } | CgroupError::Program { source, .. } => of_io(source),
         // A limit that the kernel does not take (a cpu that is not there, memory below what is used) was asked for.
         CgroupError::Value { source, .. } => match of_io(source) {
             Code::Internal => Code::FailedPrecondition,
             full => full,
         },
         CgroupError::NoController(_) => Code::FailedPrecondition,
-        CgroupError::NotBuilt(_) => Code::Unimplemented,
         CgroupError::Mount { .. } | CgroupError::Content { .. } => Code::Internal,
     }
 }

@@ -60,9 +60,22 @@ pub enum CgroupError {
     /// The group is not in a hierarchy of this controller, because the host has none.
     #[error("the host has no cgroup hierarchy with the controller {0}")]
     NoController(&'static str),
-    /// Cove does not have it yet.
-    #[error("not built yet: {0}")]
-    NotBuilt(&'static str),
+    /// The eBPF program of the device rules is not on a version 2 group.
+    #[error(
+        "{doing} the device program of {path:?}: {source} (needs CAP_SYS_ADMIN, a kernel with CONFIG_CGROUP_BPF, and no \
+         other program without BPF_F_ALLOW_MULTI there or above){}{log}",
+        if log.is_empty() { "" } else { "; the kernel's verifier says: " }
+    )]
+    Program {
+        /// What was being done.
+        doing: &'static str,
+        /// The group.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
+        /// The end of its verifier's log, where it has one.
+        log: String,
+    },
 }
 
 impl CgroupError {

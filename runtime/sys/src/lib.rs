@@ -1,6 +1,7 @@
 //! The only unsafe code of Cove: system calls that neither `rustix` nor `nix` offers as safe functions, each
 //! wrapped in a safe function that says why it is sound. Linux, 64-bit.
 
+mod bpf;
 mod clone;
 mod fds;
 mod memory;
@@ -9,6 +10,10 @@ mod process;
 mod seccomp;
 mod signal;
 
+pub use bpf::{
+    Instruction, Refused, attach_device_program, detach_device_program, device_programs, load_device_program,
+    program_by_id,
+};
 pub use clone::{CloneFlags, Forked, SingleThreaded, fork};
 pub use fds::{close_all_except, inherited};
 pub use memory::{limit_arenas, trim};
