@@ -15,6 +15,7 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span, field};
 
+use super::deadline;
 use crate::node::Node;
 
 /// Answered while recovery is at work: a kubelet asks them first and decides nothing about pods by them.
@@ -88,7 +89,9 @@ where
         let method = method_of(request.uri().path());
         let span = span_of(&method, request.headers());
         let layer = self.layer.clone();
-        Box::pin(async move { layer.answer(ready, method, request).await }.instrument(span))
+        // Before tonic's own.
+        let deadline = deadline::of(request.headers());
+        Box::pin(async move { layer.answer(ready, method, request, deadline).await }.instrument(span))
     }
 }
 
@@ -98,6 +101,7 @@ impl CallLayer {
         mut service: S,
         method: String,
         request: Request<Body>,
+        deadline: Option<tokio::time::Instant>,
     ) -> Result<Response<Body>, S::Error>
     where
         S: Service<Request<Body>, Response = Response<Body>>,
@@ -112,8 +116,9 @@ impl CallLayer {
             service.call(request).await
         };
         // Nothing of this call is used after a panic: its operation's own guards undo or mark what was half done.
-        let caught = AssertUnwindSafe(answer).catch_unwind().await;
-        let answer = caught.unwrap_or_else(|_| {
+        let caught = deadline::within(deadline, AssertUnwindSafe(answer).catch_unwind()).await;
+        let late = || Ok(Ok(Status::deadline_exceeded("the deadline of the call is over").into_http()));
+        let answer = caught.unwrap_or_else(late).unwrap_or_else(|_| {
             let panics = self.panics.fetch_add(1, Ordering::Relaxed) + 1;
             tracing::error!(panics, "a call ended in a panic");
             Ok(Status::internal(format!("the daemon failed in {method}; the fault is in its log"))

@@ -5,6 +5,7 @@
 
 mod code;
 mod convert;
+mod deadline;
 mod events;
 mod image_service;
 mod layer;

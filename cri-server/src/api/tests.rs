@@ -251,6 +251,25 @@ async fn an_idle_client_does_not_hold_the_end_up() {
     drop(idle);
 }
 
+#[tokio::test]
+async fn a_call_that_is_late_says_so() {
+    let served = Served::new();
+    let client = served.client().await;
+    for timeout in [Duration::ZERO, Duration::from_millis(1), Duration::from_millis(50)] {
+        // Held back by the gate, for longer than it has.
+        let mut request = tonic::Request::new(());
+        request.set_timeout(timeout);
+        let mut grpc = tonic::client::Grpc::with_origin(client.clone(), Uri::from_static("http://localhost"));
+        grpc.ready().await.unwrap();
+        let path = PathAndQuery::from_static("/runtime.v1.RuntimeService/ListPodSandbox");
+        let call = grpc.unary(request, path, ProstCodec::<(), ()>::default());
+        let late = tokio::time::timeout(PATIENCE, call).await.expect("an answer").unwrap_err();
+        assert_eq!(late.code(), Code::DeadlineExceeded, "{timeout:?}: {late}");
+    }
+    drop(client);
+    served.end().await;
+}
+
 #[derive(Clone)]
 struct Panics;
 
