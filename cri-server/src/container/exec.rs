@@ -65,7 +65,7 @@ pub fn running(container: &Container) -> Result<(), Error> {
 /// Runs a command; returns once its program runs.
 pub async fn begin(node: &Arc<Node>, container: &Arc<Container>, command: Command) -> Result<Running, Error> {
     running(container)?;
-    let shim = sandbox_of(node, container)?.shim()?;
+    let shim = sandbox_of(node, container)?.adopted_shim().await?;
     let Command { cmd, stdio, terminal } = command;
     let spec = seal(container, cmd, terminal).await?;
     let placement = node.cgroups.place(&container.identity.cgroup).await?;

@@ -29,7 +29,7 @@ pub async fn reopen(node: &Arc<Node>, id: &str) -> Result<(), Error> {
         });
     }
     let sandbox = sandbox_of(node, &container)?;
-    let shim = sandbox.shim()?;
+    let shim = sandbox.adopted_shim().await?;
     let config = &container.identity.config;
     // Output that is dropped has no log to rotate.
     let (Some(directory), Some(relative)) =

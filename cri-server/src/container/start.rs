@@ -58,8 +58,9 @@ pub async fn start(node: &Arc<Node>, id: &str) -> Result<(), Error> {
 }
 
 async fn work(node: Arc<Node>, container: Arc<Container>, progress: Arc<Progress>) -> Result<(), Error> {
+    // Before the lock, which a removal may want meanwhile.
+    let shim = sandbox_of(&node, &container)?.adopted_shim().await?;
     let _lock = container.lock.lock().await;
-    let shim = sandbox_of(&node, &container)?.shim()?;
     let result = container.expect_start();
     let only_created = "only a container that was created, and neither started nor stopped, can be started";
     let began = container.record(ContainerFact::Starting, only_created).await;

@@ -22,7 +22,7 @@ const QUEUE: usize = 256;
 /// Attends a shim: its facts are applied to `sandbox` and its containers until its process ends.
 pub fn attend(node: &Arc<Node>, sandbox: &Arc<Sandbox>, shim: Arc<Shim>) {
     let (sender, receiver) = mpsc::channel(QUEUE);
-    sandbox.shim.store(Some(Arc::clone(&shim)));
+    sandbox.has_shim(Arc::clone(&shim));
     core_task(Arc::clone(&shim).attend(sender));
     core_task(apply_all(Arc::clone(node), Arc::clone(sandbox), shim, receiver));
 }

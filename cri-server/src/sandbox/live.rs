@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
@@ -20,6 +21,9 @@ use crate::events::{Event, Events};
 use crate::network::Attachment;
 use crate::shim::Shim;
 use crate::store::{Durability, Stored};
+
+/// How long a call may wait for a shim that is found again after a restart: with 500 pods on a busy host it takes seconds.
+const ADOPTION_LIMIT: Duration = Duration::from_secs(10);
 
 /// A sandbox.
 #[derive(Debug)]
@@ -125,6 +129,28 @@ impl Sandbox {
             state: "not ready",
             needed: "its shim must live",
         })
+    }
+
+    /// Its shim. After a restart of the daemon a call can come before the shim was found again, and waits for that: a
+    /// probe that fails then would have a healthy container restarted.
+    pub async fn adopted_shim(&self) -> Result<Arc<Shim>, Error> {
+        let mut changed = self.changed.subscribe();
+        let found = async {
+            while self.shim.load().is_none() && self.state.get().stage == Stage::Ready {
+                if changed.changed().await.is_err() {
+                    break;
+                }
+            }
+        };
+        // Not in time: it is told as it is.
+        let _ = tokio::time::timeout(ADOPTION_LIMIT, found).await;
+        self.shim()
+    }
+
+    /// Its shim is there.
+    pub fn has_shim(&self, shim: Arc<Shim>) {
+        self.shim.store(Some(shim));
+        self.changed.send_replace(());
     }
 
     /// Records what is about to happen, or is wanted; it is in force once it is on disk. What the state does not

@@ -44,7 +44,7 @@ async fn run(node: &Arc<Node>, attach: Attach, session: &mut Session) -> Result<
     let failed =
         |error: io::Error| Error::system("attach to", format!("container {}", container.id()), error);
     let ((out, to_out), (err, to_err)) = (pipe(stdout).map_err(failed)?, pipe(stderr).map_err(failed)?);
-    let shim = sandbox_of(node, &container)?.shim()?;
+    let shim = sandbox_of(node, &container)?.adopted_shim().await?;
     let config = &container.identity.config;
     // The way to a terminal is also that of its size.
     let input = stdin || config.terminal;

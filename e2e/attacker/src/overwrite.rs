@@ -50,8 +50,8 @@ fn hold(pid: u32, held: &mut Held, out: &mut File) -> io::Result<()> {
     else {
         return Ok(());
     };
-    // Those of the image are no prize.
-    if name.starts_with("/bin") {
+    // Other containers of this machine, whose programs could be opened as well, are not to be harmed by a test.
+    if !name.to_string_lossy().contains("cove") {
         return Ok(());
     }
     let meta = file.metadata()?;
