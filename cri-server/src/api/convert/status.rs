@@ -193,7 +193,6 @@ fn mount(mount: &Mount, image_id: &str) -> wire::Mount {
             image_ref: image_id.to_owned(),
         }),
         image_sub_path: mount.image.as_ref().map(|image| image.sub_path.clone()).unwrap_or_default(),
-        ..Default::default()
     }
 }
 
