@@ -4,9 +4,9 @@
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use cove_guard::Guard;
@@ -24,6 +24,7 @@ use crate::error::Error;
 pub struct Launcher {
     cgroups: Cgroups,
     orders: Mutex<Option<Starter>>,
+    program: Arc<OwnedFd>,
     /// What the mount namespaces of pods are made copies of.
     pub void: OwnedFd,
     /// Number of this daemon life; a shim obeys the highest it has seen.
@@ -41,13 +42,19 @@ impl Launcher {
                 .map_err(|error| Error::system("copy shim", name, error))?,
             false => file.into(),
         };
-        let orders = Mutex::new(Some(Starter::new(program, &cgroups)?));
+        let program = Arc::new(program);
+        let orders = Mutex::new(Some(Starter::new(Arc::clone(&program), &cgroups)?));
         let void = void::make().map_err(|failure| Error::Failure {
             step: failure.step,
             detail: failure.detail,
             errno: failure.errno,
         })?;
-        Ok(Self { cgroups, orders, void, generation })
+        Ok(Self { cgroups, orders, program, void, generation })
+    }
+
+    /// The sealed copy, for children of this process to execute.
+    pub fn program(&self) -> PathBuf {
+        executable(&self.program)
     }
 
     /// Starts no more shims, and leaves their cgroup. Blocking.
@@ -119,7 +126,7 @@ struct Starter {
 }
 
 impl Starter {
-    fn new(program: OwnedFd, cgroups: &Cgroups) -> Result<Self, Error> {
+    fn new(program: Arc<OwnedFd>, cgroups: &Cgroups) -> Result<Self, Error> {
         let (orders, received) = mpsc::channel::<Order>();
         let (entered, result) = mpsc::channel();
         let (cgroups, runtime) = (cgroups.clone(), tokio::runtime::Handle::current());
@@ -145,9 +152,14 @@ fn start(program: &OwnedFd, sandbox: &str, stdio: [Stdio; 3]) -> std::io::Result
     pid.ok_or_else(|| std::io::Error::other("it has no pid"))
 }
 
+/// The path of a program that is open in this process; a child's are the same until it executes one.
+fn executable(program: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", program.as_raw_fd()))
+}
+
 fn spawn(program: &OwnedFd, sandbox: &str, stdio: [Stdio; 3]) -> std::io::Result<tokio::process::Child> {
     let [stdin, stdout, stderr] = stdio;
-    tokio::process::Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+    tokio::process::Command::new(executable(program))
         .arg0("cove-shim")
         .arg(sandbox)
         .env_clear()

@@ -57,8 +57,9 @@ fn prepare(node: &Arc<Node>) -> Result<read::Found, Error> {
         .map_err(|error| Error::system("prepare", config.netns_dir.display().to_string(), error))?;
     node.cgroups.make_shims()?;
     let launcher = Launcher::open(&program, node.cgroups.clone(), generation)?;
-    // It runs beside the reading of records.
-    let probe = Probe::start(&program, &node.images.layers(), &config.state);
+    // It runs beside the reading of records. From the sealed copy: root of a container in the host's PID namespace may look
+    // at whoever is in a user namespace that root made, and could write to the file that runs there.
+    let probe = Probe::start(&launcher.program(), &node.images.layers(), &config.state);
     let found = read::read(node, restarted)?;
     // After a restart of the host nothing of any is there: their addresses and ports are free, also for the same pods.
     let set_aside = found.quarantined.iter().filter_map(|object| object.attachment.clone()).map(Arc::new);

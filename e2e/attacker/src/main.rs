@@ -1,6 +1,6 @@
 //! A program for the cases of escapes: it runs inside of a container and tries to reach what is outside.
 //!
-//! `attacker status` · `attacker descriptors` · `attacker swap A B` · `attacker look CANARY` · `attacker overwrite OUT`. What it reached goes to
+//! `attacker status` · `attacker descriptors` · `attacker swap A B` · `attacker look CANARY` · `attacker overwrite OUT DIRECTORY`. What it reached goes to
 //! its output, a line each; every line that begins with `reached` is an escape.
 #![forbid(unsafe_code)]
 
@@ -19,9 +19,9 @@ fn main() -> ExitCode {
         ["descriptors"] => descriptors(),
         ["swap", one, other] => swap(one, other),
         ["look", canary] => look::run(canary),
-        ["overwrite", out] => overwrite::run(out),
+        ["overwrite", out, programs] => overwrite::run(out, programs),
         _ => Err(std::io::Error::other(
-            "attacker status | descriptors | swap A B | look CANARY | overwrite OUT",
+            "attacker status | descriptors | swap A B | look CANARY | overwrite OUT DIRECTORY",
         )),
     };
     match result {

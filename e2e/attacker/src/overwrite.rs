@@ -10,8 +10,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 /// Programs by device and inode.
 type Held = BTreeMap<(u64, u64), (File, String)>;
 
-/// `out`: where to tell.
-pub fn run(out: &str) -> io::Result<()> {
+/// `out`: where to tell. `programs`: the directory of those that may be harmed, copies that the case made.
+pub fn run(out: &str, programs: &str) -> io::Result<()> {
     let mut out = OpenOptions::new().append(true).create(true).open(out)?;
     let own = std::process::id();
     let mut held = Held::new();
@@ -21,7 +21,7 @@ pub fn run(out: &str) -> io::Result<()> {
             let pid = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
             // Younger ones: those that are started here.
             if let Some(pid) = pid.filter(|pid| *pid > own) {
-                hold(pid, &mut held, &mut out)?;
+                hold(pid, programs, &mut held, &mut out)?;
             }
         }
         let mut done = Vec::new();
@@ -41,7 +41,7 @@ pub fn run(out: &str) -> io::Result<()> {
     }
 }
 
-fn hold(pid: u32, held: &mut Held, out: &mut File) -> io::Result<()> {
+fn hold(pid: u32, programs: &str, held: &mut Held, out: &mut File) -> io::Result<()> {
     // O_PATH of asm-generic/fcntl.h: an executed file can be held so.
     let flags = rustix::fs::OFlags::PATH.bits().cast_signed();
     let path = format!("/proc/{pid}/exe");
@@ -50,8 +50,9 @@ fn hold(pid: u32, held: &mut Held, out: &mut File) -> io::Result<()> {
     else {
         return Ok(());
     };
-    // Other containers of this machine, whose programs could be opened as well, are not to be harmed by a test.
-    if !name.to_string_lossy().contains("cove") {
+    // Others of this machine, whose programs could be opened as well, are not to be harmed by a test. A sealed copy is nobody's
+    // file.
+    if !name.starts_with(programs) && !name.to_string_lossy().starts_with("/memfd:cove") {
         return Ok(());
     }
     let meta = file.metadata()?;

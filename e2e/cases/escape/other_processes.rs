@@ -51,8 +51,8 @@ async fn overwrites_no_program_of_the_host(world: &mut World) -> Outcome<Reached
     // In a PID namespace of its pod's or its own everybody ends with the shim.
     pod::namespaces(&mut config).pid = NamespaceMode::Node.into();
     let id = world.run_pod(&config).await?;
-    let script = "setsid attacker overwrite /volume/out & exec sleep 100000";
-    let mut container = pod::container("attacker", &image, &["sh", "-c", script]);
+    let script = format!("setsid attacker overwrite /volume/out {} & exec sleep 100000", programs.display());
+    let mut container = pod::container("attacker", &image, &["sh", "-c", &script]);
     pod::security(&mut container).namespace_options.get_or_insert_default().pid = NamespaceMode::Node.into();
     container.mounts.push(Mount {
         host_path: volume.display().to_string(),
