@@ -16,6 +16,7 @@ attacks!(
     makes_no_node_outside without "plain-directory,in-root,pivot-first",
     masks_with_the_null_device_only without "null-device",
     writes_no_generated_file_outside without "in-root,pivot-first",
+    makes_no_volume_outside without "in-root,pivot-first",
     unpacks_nothing_outside without "in-root",
 );
 
@@ -257,6 +258,32 @@ async fn writes_no_generated_file_outside(world: &mut World) -> Outcome<Reached>
         }
         let name = format!("run-{n}");
         drop(run(world, &name, Layer::new().symlink("run", &target), script).await?);
+        look(&name, &canary, &mut before, &mut reached)?;
+    }
+    Ok(reached)
+}
+
+/// E11: VOLUMEs of an image behind symlinks that lead out. What is refused, and what is put inside, is
+/// `hostile::keeps_volumes_of_the_image_inside`.
+async fn makes_no_volume_outside(world: &mut World) -> Outcome<Reached> {
+    let canary = canary(world)?;
+    let mut before = tree::canary(&canary)?;
+    let mut reached = Reached::new();
+    for (n, target) in [canary.display().to_string(), climb(&canary)].into_iter().enumerate() {
+        if world.is_shown(&reached) {
+            break;
+        }
+        let name = format!("volume-{n}");
+        let mut config = path();
+        config["Volumes"] = json!({"/v/new": {}, "/v/sub": {}});
+        let image = pull(world, &name, vec![Layer::new().symlink("v", &target)], config).await?;
+        let pod = world.pod(&name);
+        let id = world.run_pod(&pod).await?;
+        let script = "echo x >/v/new/planted; echo x >/v/sub/planted";
+        let container = pod::container("try", &image, &["/bin/sh", "-c", script]);
+        // Refused or not: the canary is what counts.
+        drop(run_in(world, &id, &pod, &container).await?);
+        world.remove_pod(&id).await?;
         look(&name, &canary, &mut before, &mut reached)?;
     }
     Ok(reached)
