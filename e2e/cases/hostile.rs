@@ -2,13 +2,13 @@
 //! controls, are in the room `escape`.
 
 use std::fs;
-use std::path::Path;
 
 use cove_e2e::image::{self, Layer};
 use cove_e2e::{Outcome, pod, tree};
 use k8s_cri::v1::*;
 use serde_json::json;
 
+use crate::escape::{canary, climb};
 use crate::world::World;
 
 cases!(
@@ -17,19 +17,6 @@ cases!(
     gives_no_file_of_the_host_as_a_stream,
     reads_no_hostile_passwd,
 );
-
-fn canary(world: &World) -> Outcome<std::path::PathBuf> {
-    let canary = world.directory.join("canary");
-    fs::create_dir_all(canary.join("sub"))?;
-    fs::write(canary.join("file"), "untouched")?;
-    fs::write(canary.join("sub/file"), "untouched too")?;
-    Ok(canary)
-}
-
-/// Names in a tar header are at most 100 bytes; the canary's path is short enough, climbing from anywhere.
-fn climb(path: &Path) -> String {
-    format!("../../../../../../../../../../..{}", path.display())
-}
 
 /// Runs a script in an image with these layers over busybox; refused or not, the canary stays.
 async fn try_to_run(

@@ -63,7 +63,7 @@ fn reached_in(text: &str) -> impl Iterator<Item = String> {
 }
 
 /// A tree of the host beside everything that containers are given.
-fn canary(world: &World) -> Outcome<PathBuf> {
+pub(crate) fn canary(world: &World) -> Outcome<PathBuf> {
     let canary = world.directory.join("canary");
     fs::create_dir_all(canary.join("sub"))?;
     fs::write(canary.join("file"), "untouched")?;
@@ -72,7 +72,7 @@ fn canary(world: &World) -> Outcome<PathBuf> {
 }
 
 /// From anywhere to `path` of the host. Names in a tar header are at most 100 bytes.
-fn climb(path: &Path) -> String {
+pub(crate) fn climb(path: &Path) -> String {
     format!("../../../../../../../../../../..{}", path.display())
 }
 
