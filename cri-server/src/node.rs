@@ -209,10 +209,10 @@ impl Node {
         if let Some(launcher) = self.launcher.get().cloned() {
             blocking::run(move || launcher.end()).await;
         }
-        self.cgroups.close().await?;
+        let closed = self.cgroups.close().await;
         // Not there when the daemon ends before recovery did.
-        let Some(network) = self.network.get().cloned() else { return Ok(()) };
+        let Some(network) = self.network.get().cloned() else { return closed };
         let instance = self.config.load().instance.clone();
-        blocking::run(move || network.close(&instance)).await
+        blocking::run(move || network.close(&instance)).await.and(closed)
     }
 }

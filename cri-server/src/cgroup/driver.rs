@@ -66,8 +66,10 @@ impl Cgroups {
     pub async fn close(&self) -> Result<(), Error> {
         let this = self.clone();
         blocking::run(move || {
-            this.tree.remove_if_empty(&this.shims)?;
-            Ok(this.tree.remove_if_empty(&this.parent)?)
+            // A thread that has been joined is in its cgroup for a moment more: this waits for that.
+            let removed = this.tree.remove(&this.shims);
+            this.tree.remove_if_empty(&this.parent)?;
+            Ok(removed?)
         })
         .await
     }
