@@ -41,7 +41,9 @@ pub(crate) struct Images {
 impl Images {
     pub(crate) fn push(registry: &Registry) -> Outcome<Self> {
         let config = |user: &str| json!({"Env": ["PATH=/bin"], "Cmd": ["sh"], "User": user});
-        let busybox = image::build(vec![image::busybox()?, image::accounts()], config(""))?;
+        // For `kubectl cp` and terminals.
+        let more = Layer::new().symlink("bin/tar", "busybox").symlink("bin/stty", "busybox");
+        let busybox = image::build(vec![image::busybox()?, image::accounts(), more], config(""))?;
         let layer = |name: &str| Layer::new().dir("data", 0o755).file(name, 0o644, "from the image\n");
         Ok(Self {
             busybox: registry.push("node/busybox", "1", &busybox)?,

@@ -1,5 +1,6 @@
-//! The second life of the kubelet: a full disk, containers that cannot start, probes that take too long, and statistics
-//! without the runtime's. Apart from the first, whose calls must all succeed.
+//! The second life of the kubelet: a full disk, containers that cannot start, probes that take too long, statistics without
+//! the runtime's, and the gates by which it takes lists in streams and listens to events. Apart from the first, whose
+//! calls must all succeed.
 
 use cove_e2e::Outcome;
 use serde_json::{Value, json};
@@ -15,6 +16,8 @@ cases!(
     tells_that_an_image_is_missing,
     ends_a_probe_that_takes_too_long,
     has_figures_without_those_of_the_runtime,
+    takes_lists_in_streams,
+    listens_to_events,
 );
 
 /// How the kubelet is set up then: no disk is as empty as it wants, so it collects images, each 10 s. It evicts no static
@@ -23,7 +26,7 @@ pub(crate) fn changes() -> Value {
     json!({
         "evictionHard": {"imagefs.available": "99.99%"},
         "imageMinimumGCAge": "1ns",
-        "featureGates": {"PodAndContainerStatsFromCRI": false},
+        "featureGates": {"PodAndContainerStatsFromCRI": false, "CRIListStreaming": true, "EventedPLEG": true},
     })
 }
 
@@ -115,6 +118,32 @@ fn has_figures_without_those_of_the_runtime(ground: &Ground) -> Outcome<Trial> {
             ensure!(!of_container, "it is no longer missing: {sample:?}");
             ensure!(!sample.name.starts_with("container_network_"), "it is no longer missing: {sample:?}");
         }
+        Ok(())
+    })
+}
+
+/// It says so and asks for whole lists from then on where a runtime has no streams.
+fn takes_lists_in_streams(ground: &Ground) -> Outcome<Trial> {
+    let pod = ground.simple("streamed", IDLE, json!({}), json!({}))?;
+    Trial::new(vec![pod], |ground| {
+        ground.ready("streamed")?;
+        let log = std::fs::read_to_string(ground.node.log())?;
+        let refused = log
+            .lines()
+            .find(|line| line.contains("not implemented, falling back") || line.contains("recv failed"));
+        ensure!(refused.is_none(), "{refused:?}");
+        Ok(())
+    })
+}
+
+fn listens_to_events(ground: &Ground) -> Outcome<Trial> {
+    let pod = ground.simple("listened", "sleep 2; exit 0", json!({}), json!({"restartPolicy": "Never"}))?;
+    Trial::new(vec![pod], |ground| {
+        ground.seen("listened", "to succeed", |pod| (pod["status"]["phase"] == "Succeeded").then_some(()))?;
+        let listened = figures::sum(ground, "kubelet_evented_pleg_connection_success_count")?;
+        ensure!(listened.total_cmp(&0.0).is_gt(), "it listened to none");
+        let lost = figures::sum(ground, "kubelet_evented_pleg_connection_error_count")?;
+        ensure!(lost.total_cmp(&0.0).is_eq(), "the stream of events ended {lost} times");
         Ok(())
     })
 }

@@ -1,18 +1,23 @@
 //! A real kubelet with static pods drives Cove, behind `hack/kubelet`.
 //!
-//! `kubelet [--runtime cove|containerd] [--keep] [FILTER]`. All pods are started at once, each by its manifest, and every
+//! `kubelet [--runtime cove|containerd] [--keep] [--measure | [--kubectl] FILTER]`. All pods are started at once, each by its manifest, and every
 //! case looks at its own. Then the kubelet, its runtime and both end and start again; then comes a second life of the
 //! kubelet for what must fail. At the end everything is taken down, and nothing may be left. `--keep` leaves the logs.
+//! `--measure` takes figures instead; with `--kubectl` the kubelet has an API server, and the real kubectl does what people
+//! do with it.
 #![forbid(unsafe_code)]
 
 #[macro_use]
 mod ensure;
+mod cluster;
 mod figures;
+mod flow;
 mod ground;
 mod image;
 mod later;
 mod limit;
 mod log;
+mod measure;
 mod network;
 mod node;
 mod probe;
@@ -34,6 +39,7 @@ use cove_e2e::{Outcome, client};
 use k8s_cri::v1::ContainerState;
 use tokio::runtime::Handle;
 
+use crate::cluster::Cluster;
 use crate::ground::{Ground, Images, Trial};
 use crate::node::{Kubelet, Node};
 use crate::runtime::Runtime;
@@ -48,6 +54,8 @@ const ALWAYS_THERE: &str = "web";
 struct Options {
     runtime: String,
     keep: bool,
+    measure: bool,
+    kubectl: bool,
     filter: String,
 }
 
@@ -58,10 +66,12 @@ impl Options {
             match word.as_str() {
                 "--runtime" => options.runtime = words.next().ok_or("--runtime needs a name")?,
                 "--keep" => options.keep = true,
+                "--measure" => options.measure = true,
+                "--kubectl" => options.kubectl = true,
                 text if !text.starts_with('-') => options.filter = text.to_owned(),
                 other => {
                     return Err(format!(
-                        "unknown: {other}; kubelet [--runtime cove|containerd] [--keep] [FILTER]"
+                        "unknown: {other}; kubelet [--runtime cove|containerd] [--keep] [--measure | [--kubectl] FILTER]"
                     )
                     .into());
                 }
@@ -153,6 +163,9 @@ fn lives(
     handle: &Handle,
     count: &mut Count,
 ) -> Outcome {
+    if options.kubectl {
+        return with_kubectl(options, ground, count);
+    }
     let first = chosen(
         options,
         &[
@@ -171,9 +184,14 @@ fn lives(
         Outcome::Ok(Cri(client::connect(&ground.node.socket).await?).pull(&unused).await.map(drop)?)
     })?;
     let mut kubelet = Some(ground.node.start()?);
+    if options.measure {
+        let kubelet = kubelet.ok_or("the kubelet does not run")?;
+        measure::run(ground, &kubelet, runtime)?;
+        return kubelet.stop();
+    }
     try_all(ground, &first, count)?;
     if options.filter.is_empty() {
-        count.tell("no_call_failed", Duration::ZERO, figures::no_call_failed(ground));
+        count.tell("no_call_failed", Duration::ZERO, figures::no_call_failed(ground, &["exec_sync"]));
         let series = figures::has_the_series_of_dashboards(ground, ALWAYS_THERE);
         count.tell("has_the_series_of_dashboards", Duration::ZERO, series);
     }
@@ -201,6 +219,46 @@ fn lives(
     kubelet.map_or(Ok(()), Kubelet::stop)
 }
 
+/// The kubelet with an API server, and the real kubectl.
+fn with_kubectl(options: &Options, ground: &mut Ground, count: &mut Count) -> Outcome {
+    let cluster = Cluster::start(&ground.node.directory.join("cluster"))?;
+    (ground.node.kubeconfig, ground.node.name) = (Some(cluster.kubeconfig()), cluster::NODE.to_owned());
+    let kubelet = ground.node.start()?;
+    cluster.wait_for_node()?;
+    let (ground, cluster) = (&*ground, &cluster);
+    let flows = flow::FLOWS.iter().filter(|(name, _)| name.contains(&options.filter));
+    let checks = flows.map(|(name, flow)| (*name, move || flow(ground, cluster))).collect();
+    side_by_side(checks, count);
+    if options.filter.is_empty() {
+        // One container is to have no program.
+        let outcome = figures::no_call_failed(ground, &["start_container"]);
+        count.tell("no_call_failed", Duration::ZERO, outcome);
+    }
+    let began = Instant::now();
+    let outcome = flow::empty(cluster);
+    count.tell("deletes_every_pod", began.elapsed(), outcome);
+    kubelet.stop()
+}
+
+/// Lets every check look on a thread of its own.
+fn side_by_side<T: FnOnce() -> Outcome + Send>(checks: Vec<(&str, T)>, count: &mut Count) {
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let timed = |check: T| {
+            move || {
+                let outcome = check();
+                (began.elapsed(), outcome)
+            }
+        };
+        let running: Vec<_> =
+            checks.into_iter().map(|(name, check)| (name, scope.spawn(timed(check)))).collect();
+        for (name, thread) in running {
+            let (took, outcome) = thread.join().unwrap_or_else(|_| (began.elapsed(), Err("a panic".into())));
+            count.tell(name, took, outcome);
+        }
+    });
+}
+
 /// Writes the manifests of all cases, and then lets every case look, each on a thread of its own.
 fn try_all(ground: &Ground, cases: &[&(&'static str, Case)], count: &mut Count) -> Outcome {
     let mut trials = Vec::new();
@@ -211,23 +269,8 @@ fn try_all(ground: &Ground, cases: &[&(&'static str, Case)], count: &mut Count) 
         }
         trials.push((*name, trial));
     }
-    let began = Instant::now();
-    std::thread::scope(|scope| {
-        let running: Vec<_> = trials
-            .into_iter()
-            .map(|(name, trial)| {
-                let check = move || {
-                    let outcome = (trial.check)(ground);
-                    (began.elapsed(), outcome)
-                };
-                (name, scope.spawn(check))
-            })
-            .collect();
-        for (name, thread) in running {
-            let (took, outcome) = thread.join().unwrap_or_else(|_| (began.elapsed(), Err("a panic".into())));
-            count.tell(name, took, outcome);
-        }
-    });
+    let checks = trials.into_iter().map(|(name, trial)| (name, move || (trial.check)(ground))).collect();
+    side_by_side(checks, count);
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 /// How long a kubelet may take to serve for the first time, and to end.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// The name of the node.
+/// The name of the node, with which names of static pods end.
 pub(crate) const NAME: &str = "node";
 
 /// Where kubelets put links to all logs, wherever these are.
@@ -39,6 +39,8 @@ pub(crate) struct Node {
     pub(crate) port: u16,
     /// Keys of the configuration that differ from `Node::configuration`.
     pub(crate) changes: Value,
+    /// What it is called.
+    pub(crate) name: String,
     /// How it finds an API server, if there is one.
     pub(crate) kubeconfig: Option<PathBuf>,
 }
@@ -53,6 +55,7 @@ impl Node {
             read_only_port: free_port()?,
             port: free_port()?,
             changes: json!({}),
+            name: NAME.to_owned(),
             kubeconfig: None,
         };
         fs::create_dir_all(node.manifests())?;
@@ -125,7 +128,7 @@ impl Node {
             .arg(self.directory.join("kubelet"))
             .arg("--cert-dir")
             .arg(self.directory.join("certificates"))
-            .args(["--hostname-override", NAME, "-v=2"]);
+            .args(["--hostname-override", &self.name, "-v=2"]);
         if let Some(kubeconfig) = &self.kubeconfig {
             command.arg("--kubeconfig").arg(kubeconfig);
         }
@@ -276,6 +279,11 @@ pub(crate) struct Kubelet {
 }
 
 impl Kubelet {
+    /// Its pid.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGTERM, and waits for its end.
     pub(crate) fn stop(mut self) -> Outcome {
         kill_process(Pid::from_child(&self.child), Signal::TERM)?;

@@ -78,6 +78,14 @@ impl Runtime {
         }
     }
 
+    /// The daemon's pid.
+    pub(crate) fn pid(&self) -> u32 {
+        match self {
+            Self::Cove { daemon, .. } => daemon.as_ref().map_or(0, Daemon::pid),
+            Self::Containerd(peer) => peer.pid(),
+        }
+    }
+
     /// The last lines of the daemon's log that tell of trouble.
     pub(crate) fn trouble(&self) -> String {
         let Self::Cove { place, .. } = self else { return String::new() };
