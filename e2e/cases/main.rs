@@ -39,8 +39,10 @@ mod network;
 mod restart;
 mod sandbox;
 mod seccomp;
+mod slow_client;
 mod stats;
 mod stream;
+mod stream_protocol;
 mod sysctl;
 mod target;
 mod tour;
@@ -64,6 +66,8 @@ fn main() {
         ("ending", ending::CASES),
         ("exec", exec::CASES),
         ("stream", stream::CASES),
+        ("stream_protocol", stream_protocol::CASES),
+        ("slow_client", slow_client::CASES),
         ("image", image::CASES),
         ("image_pull", image_pull::CASES),
         ("network", network::CASES),

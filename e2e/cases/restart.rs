@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use cove_e2e::image::{self, Layer};
 use cove_e2e::random::Random;
+use cove_e2e::spdy::{self, Frame};
 use cove_e2e::{Outcome, pod, wait};
 use k8s_cri::v1::*;
 use serde_json::json;
@@ -23,6 +24,7 @@ cases!(
     keeps_host_ports,
     keeps_limits_labels_and_filters,
     lists_no_image_that_is_not_whole,
+    serves_streams_at_once,
 );
 
 async fn pid(world: &mut World, container: &str) -> Outcome<i64> {
@@ -299,6 +301,48 @@ async fn lists_no_image_that_is_not_whole(world: &mut World) -> Outcome {
         world.cri.images.remove_image(RemoveImageRequest { image }).await?;
         // Its layers go with it, so that the next pull fetches all of them again.
         wait::until("the layers to be collected", SOON, || Ok((layers()? == before).then_some(())))?;
+    }
+    Ok(())
+}
+
+async fn serves_streams_at_once(world: &mut World) -> Outcome {
+    let mut pods = Vec::new();
+    for n in 0..20 {
+        let config = world.pod(&format!("stream-{n}"));
+        let id = world.run_pod(&config).await?;
+        let script = "exec busybox nc -ll -p 8080 -e echo of the pod";
+        pods.push((id.clone(), world.launch(&id, &config, &world.script("server", script)).await?));
+    }
+    for how in [End::Kill, End::Term] {
+        world.restart(how).await?;
+        let mut asked = tokio::task::JoinSet::new();
+        for (pod, container) in &pods {
+            let mut runtime = world.cri.runtime.clone();
+            let forward = PortForwardRequest { pod_sandbox_id: pod.clone(), port: Vec::new() };
+            asked.spawn(async move {
+                let url = runtime.port_forward(forward).await?.into_inner().url;
+                let (mut writer, mut reader) = spdy::connect(&url, "portforward.k8s.io").await?;
+                let (_, data) = writer.forward(1, 8080).await?;
+                while let Some(frame) = reader.next().await? {
+                    match frame {
+                        Frame::Data(id, bytes, false) if id == data => {
+                            ensure_eq!(bytes, b"of the pod\n");
+                            return Ok(());
+                        }
+                        Frame::Reset(..) => break,
+                        _ => {}
+                    }
+                }
+                Outcome::Err("the pod did not answer".into())
+            });
+            let mut runtime = world.cri.runtime.clone();
+            let cmd = vec!["true".to_owned()];
+            let exec = ExecSyncRequest { container_id: container.clone(), cmd, timeout: 10 };
+            asked.spawn(async move { Ok(runtime.exec_sync(exec).await.map(drop)?) });
+        }
+        while let Some(answered) = asked.join_next().await {
+            answered??;
+        }
     }
     Ok(())
 }

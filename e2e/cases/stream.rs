@@ -35,14 +35,14 @@ cases!(
 /// Bytes of a large transfer.
 const LARGE: usize = 64 << 20;
 
-async fn sleeper(world: &mut World) -> Outcome<(String, String)> {
+pub(crate) async fn sleeper(world: &mut World) -> Outcome<(String, String)> {
     let config = world.pod("stream");
     let id = world.run_pod(&config).await?;
     let container = world.launch(&id, &config, &world.script("sleep", "sleep 100000")).await?;
     Ok((id, container))
 }
 
-fn crictl(world: &World) -> Outcome<Crictl> {
+pub(crate) fn crictl(world: &World) -> Outcome<Crictl> {
     Ok(Crictl::new(&world.place.as_ref().ok_or("needs a daemon of its own")?.socket()))
 }
 
@@ -63,11 +63,11 @@ async fn exec_carries_streams_and_code(world: &mut World) -> Outcome {
     Ok(())
 }
 
-fn digest(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn digest(bytes: &[u8]) -> Vec<u8> {
     Sha256::digest(bytes).to_vec()
 }
 
-fn noise(length: usize) -> Vec<u8> {
+pub(crate) fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(length);
     while bytes.len() < length {

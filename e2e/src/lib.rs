@@ -21,6 +21,7 @@ pub mod random;
 pub mod registry;
 pub mod residue;
 pub mod server;
+pub mod spdy;
 pub mod sysctl;
 pub mod token;
 pub mod tree;

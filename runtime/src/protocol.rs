@@ -28,6 +28,9 @@ pub const MAX_FDS: usize = 32;
 /// The largest specification memfd, in bytes. Arguments and environment end at 2 MiB in the kernel (execve(2),
 /// a quarter of the stack limit); the rest is mounts and a seccomp program of at most 32 KiB.
 pub const MAX_SPEC: u64 = 16 * 1024 * 1024;
+/// The permission bits of the pipe of an attached client that was cut off, by which its end is told from that of what
+/// the container writes: a new pipe has 0600.
+pub const CUT: u32 = 0o200;
 /// The longest text of a [`Failure`], in bytes; longer text is cut.
 pub const MAX_DETAIL: usize = 4 * 1024;
 
@@ -78,7 +81,8 @@ wire_enum! {
         12 => StartOpen(StartOpen),
         /// Passes a running container's output on, and hands out the way to its input. Descriptors: the writing ends
         /// of a pipe for `stdout`, for `stderr`. Reply: [`Reply::Done`], with `stdin` with the writing end of the
-        /// container's stdin or the master of its terminal, if it has one.
+        /// container's stdin or the master of its terminal, if it has one. A pipe whose reader is too far behind is cut
+        /// off, and has the mode [`CUT`] from then on.
         13 => Attach(Attach),
         /// Ends a container's stdin for good, unless it is a terminal. Reply: [`Reply::Done`].
         14 => CloseStdin(ContainerId),

@@ -321,7 +321,7 @@ impl RuntimeService for RuntimeApi {
     ) -> Result<Response<PortForwardResponse>, Status> {
         let request = stream::port_forward(request.into_inner())?;
         let id = sandbox_id(request.sandbox)?;
-        let url = sandbox::port_forward::port_forward(&self.node, &id, request.ports)?;
+        let url = sandbox::port_forward::port_forward(&self.node, &id, request.ports).await?;
         Ok(Response::new(PortForwardResponse { url }))
     }
 

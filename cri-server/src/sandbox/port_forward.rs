@@ -5,9 +5,9 @@ use crate::node::Node;
 use crate::stream::{PortForward, Ticket};
 
 /// Where a client reaches ports of a pod, once, within a minute.
-pub fn port_forward(node: &Node, id: &str, ports: Vec<u16>) -> Result<String, Error> {
+pub async fn port_forward(node: &Node, id: &str, ports: Vec<u16>) -> Result<String, Error> {
     let sandbox = node.sandboxes.find(id, |sandbox| sandbox.view().is_some())?;
     // It must live.
-    sandbox.shim()?;
+    sandbox.adopted_shim().await?;
     node.streams.url(Ticket::PortForward(PortForward { sandbox: sandbox.id().to_owned(), ports }))
 }

@@ -1,6 +1,6 @@
 //! Attach: a client at the streams of a running container. What the container writes comes through pipes that its shim
-//! fills without waiting, so a client that does not read holds nobody up; what the client types goes straight to the
-//! container's stdin or terminal.
+//! fills without waiting, so a client that does not read holds nobody up: it is cut off, and told so. What the client types
+//! goes straight to the container's stdin or terminal.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,15 +8,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cove_runtime::protocol::{self, ContainerId, Request};
+use hyper::body::Bytes;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::copy::{from_program, to_program};
+use super::copy::{read, to_program};
 use super::remote_command::{Ended, Session, Sizes, Wanted};
 use super::terminal::Terminal;
 use super::token::Attach;
-use super::transport::{Input, Output};
+use super::transport::{CHUNK, Input, Output};
 use crate::container::live::Container;
 use crate::container::start::sandbox_of;
 use crate::container::state::Stage;
@@ -26,23 +28,55 @@ use crate::shim::Shim;
 
 /// How long a shim may take to answer.
 const ACCEPT_LIMIT: Duration = Duration::from_secs(10);
-/// What a client may be behind before it misses output (security-bar.md R34); the kernel's default limit of a pipe.
+/// What a client may be behind before it is cut off (security-bar.md R34); the kernel's default limit of a pipe.
 const PIPE: usize = 1024 * 1024;
+/// How long a client that was cut off may take nothing, before and after it is told so.
+const LAST: Duration = Duration::from_secs(5);
+/// How often a client that takes nothing is looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
-/// Attaches the client until it hangs up or the container ends, and tells it so.
-pub async fn serve(node: &Arc<Node>, attach: Attach, mut session: Session) {
-    let ended = match run(node, attach, &mut session).await {
-        Ok(()) => Ended::Code(0),
-        Err(error) => Ended::Failed(error.to_string()),
-    };
-    session.finish(&ended).await;
+/// Attaches the client until it hangs up, is too far behind, or the container ends, and tells it so. `lost` is set when it
+/// does not even take that.
+pub async fn serve(node: &Arc<Node>, attach: Attach, mut session: Session, lost: &CancellationToken) {
+    let id = attach.container.clone();
+    match run(node, attach, &mut session).await {
+        Ok(()) => session.finish(&Ended::Code(0)).await,
+        Err(Over::Failed(error)) => session.finish(&Ended::Failed(error.to_string())).await,
+        Err(Over::Behind) => {
+            tracing::info!(
+                container = id,
+                "an attached client was cut off: it did not take the output in time"
+            );
+            let ended = Ended::Failed(BEHIND.to_owned());
+            if timeout(LAST, session.finish(&ended)).await.is_err() {
+                lost.cancel();
+            }
+        }
+    }
 }
 
-async fn run(node: &Arc<Node>, attach: Attach, session: &mut Session) -> Result<(), Error> {
+/// What a client that was cut off is told.
+const BEHIND: &str = "this client was more than 1 MiB behind the container's output and was cut off: the container's log has all of it";
+
+/// Why an attached client is sent away.
+enum Over {
+    Failed(Error),
+    /// The shim had more for it than it took.
+    Behind,
+}
+
+impl From<Error> for Over {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+async fn run(node: &Arc<Node>, attach: Attach, session: &mut Session) -> Result<(), Over> {
     let Attach { container, streams: Wanted { stdin, stdout, stderr, .. } } = attach;
     let container = node.containers.find(&container, |container| container.view().is_some())?;
     let failed =
         |error: io::Error| Error::system("attach to", format!("container {}", container.id()), error);
+    let broken = |error: io::Error| Over::Failed(failed(error));
     let ((out, to_out), (err, to_err)) = (pipe(stdout).map_err(failed)?, pipe(stderr).map_err(failed)?);
     let shim = sandbox_of(node, &container)?.adopted_shim().await?;
     let config = &container.identity.config;
@@ -57,10 +91,13 @@ async fn run(node: &Arc<Node>, attach: Attach, session: &mut Session) -> Result<
     let once = once.then(|| Once { shim, container: container.id().to_owned() });
 
     let inputs = type_in(given.pop(), config.terminal, session.stdin.take(), session.sizes.take(), once);
-    let over = CancellationToken::new();
     let outputs = async {
         let pass = async |from: Option<AsyncFd<OwnedFd>>, to: Option<&Output>| match (from, to) {
-            (Some(from), Some(to)) => from_program(&from, to, &over).await,
+            (Some(from), Some(to)) => match pass_on(&from, to).await {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(Over::Behind),
+                Err(error) => Err(broken(error)),
+            },
             _ => Ok(()),
         };
         tokio::try_join!(pass(out, session.stdout.as_ref()), pass(err, session.stderr.as_ref()))?;
@@ -68,9 +105,33 @@ async fn run(node: &Arc<Node>, attach: Attach, session: &mut Session) -> Result<
         Ok(())
     };
     tokio::select! {
-        result = outputs => result.map_err(failed),
-        broken = inputs => broken.map_err(failed),
+        result = outputs => result,
+        error = inputs => error.map_err(broken),
     }
+}
+
+/// Passes on what the container writes on one stream, to its end, or until nobody is there. False when the shim has cut
+/// this client off.
+async fn pass_on(from: &AsyncFd<OwnedFd>, to: &Output) -> io::Result<bool> {
+    let (mut chunk, over) = (vec![0; CHUNK], CancellationToken::new());
+    while let Some(length) = read(from, &mut chunk, &over).await? {
+        let write = to.write(Bytes::copy_from_slice(&chunk[..length]));
+        tokio::pin!(write);
+        let began = Instant::now();
+        loop {
+            match timeout(LOOK, &mut write).await {
+                Ok(Ok(())) => break,
+                Ok(Err(_gone)) => return Ok(true),
+                Err(_) if began.elapsed() >= LAST && is_cut(from)? => return Ok(false),
+                Err(_) => {}
+            }
+        }
+    }
+    Ok(!is_cut(from)?)
+}
+
+fn is_cut(pipe: &AsyncFd<OwnedFd>) -> io::Result<bool> {
+    Ok(rustix::fs::fstat(pipe)?.st_mode & 0o777 == protocol::CUT)
 }
 
 /// A stream of the container, passed on by its shim: our end, and the shim's.

@@ -28,7 +28,7 @@ pub async fn from_program(fd: &AsyncFd<OwnedFd>, to: &Output, over: &Cancellatio
 }
 
 /// The next bytes; none at the end.
-async fn read(
+pub async fn read(
     fd: &AsyncFd<OwnedFd>,
     chunk: &mut [u8],
     over: &CancellationToken,

@@ -7,38 +7,58 @@ use hyper::body::Bytes;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::transport::Outgoing;
+use super::transport::{Outgoing, Window};
 
 /// How often a client is looked at that is not read from. Its end has to be noticed, not at once.
 const LOOK: Duration = Duration::from_secs(2);
+
+/// What became of bytes that were handed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Passed {
+    /// They were taken.
+    On,
+    /// The client went away meanwhile.
+    Gone,
+    /// Nobody took them for too long.
+    Stuck,
+}
 
 /// A second descriptor of a client's socket, and the way to it.
 #[derive(Debug)]
 pub struct HangUp {
     socket: OwnedFd,
     queue: mpsc::Sender<Outgoing>,
+    window: Window,
 }
 
 impl HangUp {
     /// Of this client.
     pub fn new(client: &TcpStream, queue: mpsc::Sender<Outgoing>) -> std::io::Result<Self> {
-        Ok(Self { socket: client.as_fd().try_clone_to_owned()?, queue })
+        Ok(Self { socket: client.as_fd().try_clone_to_owned()?, queue, window: Window::default() })
     }
 
-    /// Hands bytes on. False when the client went away meanwhile; a receiver that is gone does not want them.
-    pub async fn pass(&self, to: &mpsc::Sender<Bytes>, bytes: Bytes) -> bool {
-        let reserve = to.reserve();
-        tokio::pin!(reserve);
+    /// Hands bytes on. A receiver that is gone does not want them. `patience`: how long it may take none, if there is an
+    /// end to it.
+    pub async fn pass(&self, to: &mpsc::Sender<Bytes>, bytes: Bytes, patience: Option<Duration>) -> Passed {
+        let began = Instant::now();
+        let hand_on = async {
+            // A session that ends while others of its client's bytes wait must not be waited for.
+            let held = tokio::select! {
+                held = self.window.hold(bytes) => held,
+                () = to.closed() => return,
+            };
+            let _ = to.send(held).await;
+        };
+        tokio::pin!(hand_on);
         loop {
-            match timeout(LOOK, &mut reserve).await {
-                Ok(Ok(permit)) => {
-                    permit.send(bytes);
-                    return true;
+            match timeout(LOOK, &mut hand_on).await {
+                Ok(()) => return Passed::On,
+                Err(_) if self.is_gone() => return Passed::Gone,
+                Err(_) if patience.is_some_and(|patience| began.elapsed() >= patience) => {
+                    return Passed::Stuck;
                 }
-                Ok(Err(_closed)) => return true,
-                Err(_) if self.is_gone() => return false,
                 Err(_) => {
                     // The end of a client that had more to send waits behind what we do not read. What it is sent is
                     // answered by its kernel with a reset. A full queue is being sent anyway.
@@ -68,15 +88,16 @@ mod tests {
         let (queue, mut outgoing) = mpsc::channel(1);
         let hang_up = HangUp::new(&ours, queue).unwrap();
         let (sender, mut receiver) = mpsc::channel(1);
-        assert!(hang_up.pass(&sender, Bytes::from_static(b"a")).await);
+        let pass = |text, patience| hang_up.pass(&sender, Bytes::from_static(text), patience);
+        assert_eq!(pass(b"a", None).await, Passed::On);
         assert!(!hang_up.is_gone());
-        let waits = tokio::time::timeout(2 * LOOK, hang_up.pass(&sender, Bytes::from_static(b"b")));
-        assert!(waits.await.is_err());
+        assert_eq!(pass(b"b", Some(LOOK)).await, Passed::Stuck);
+        assert!(timeout(2 * LOOK, pass(b"b", None)).await.is_err());
         assert!(matches!(outgoing.recv().await, Some(Outgoing::Ping)));
         drop(client);
-        assert!(!hang_up.pass(&sender, Bytes::from_static(b"b")).await);
+        assert_eq!(pass(b"b", None).await, Passed::Gone);
         assert_eq!(receiver.recv().await.unwrap(), "a");
         drop(receiver);
-        assert!(hang_up.pass(&sender, Bytes::from_static(b"c")).await);
+        assert_eq!(pass(b"c", None).await, Passed::On);
     }
 }

@@ -217,7 +217,7 @@ async fn dial(node: &Arc<Node>, sandbox: &str, port: u16) -> Result<TcpStream, E
         .get(sandbox)
         .ok_or_else(|| Error::NotFound { kind: Kind::Sandbox, id: sandbox.to_owned() })?;
     // It must live; what runs in it is its own affair.
-    sandbox.shim()?;
+    sandbox.adopted_shim().await?;
     let failed = |source: io::Error| {
         Error::system("connect to", format!("port {port} of sandbox {}", sandbox.id()), source)
     };

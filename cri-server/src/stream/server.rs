@@ -14,6 +14,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use super::handshake::{Agreed, Protocol, agree};
 use super::idle::Activity;
@@ -29,12 +30,12 @@ const HEAD_LIMIT: Duration = Duration::from_secs(10);
 const MAX_HEAD: usize = 64 * 1024;
 /// Headers of a request: a kubelet passes on what its own client sent.
 const MAX_HEADERS: usize = 100;
-/// Connections at the same time. Each may hold some 1 MiB in its queues when its client does not read.
+/// Connections at the same time. Each may hold some 2 MiB in its queues when nobody reads.
 const MAX_CONNECTIONS: usize = 1024;
 /// Streams that a client of a command may have open: five, and one more to be told that it is too many.
-const COMMAND_STREAMS: usize = 6;
+const COMMAND_STREAMS: spdy::Kind = spdy::Kind { most: 6, apart: false };
 /// Streams of forwarded ports: two a connection, of which a browser opens some dozen.
-const PORT_STREAMS: usize = 2 * 1024;
+const PORT_STREAMS: spdy::Kind = spdy::Kind { most: 2 * 1024, apart: true };
 /// Pause after accept(2) failed, for want of descriptors for example.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -161,16 +162,17 @@ fn answer(
         let _permit = permit;
         let draining = node.draining.clone();
         let idle = node.streams.idle;
-        let activity = Activity::default();
+        let (activity, lost) = (Activity::default(), CancellationToken::new());
         let served = async {
             let client = upgrade.await.map_err(io::Error::other)?;
-            serve(&node, client, protocol, ticket, &activity).await
+            serve(&node, client, protocol, ticket, &activity, &lost).await
         };
         tokio::select! {
             served = served => if let Err(error) = served {
                 tracing::debug!(%error, ?protocol, "a stream was broken off");
             },
             () = activity.idle(idle) => tracing::info!(limit = ?idle, "a stream was idle for too long"),
+            () = lost.cancelled() => {}
             () = draining.cancelled() => {}
         }
     });
@@ -189,6 +191,7 @@ async fn serve(
     protocol: Protocol,
     ticket: Ticket,
     activity: &Activity,
+    lost: &CancellationToken,
 ) -> io::Result<()> {
     let parts = client
         .downcast::<TokioIo<TcpStream>>()
@@ -208,7 +211,7 @@ async fn serve(
                 if let Some(wanted) = ticket.streams()
                     && let Some(session) = remote_command::collect(&mut streams, wanted, version).await
                 {
-                    command(node, ticket, session).await;
+                    command(node, ticket, session, lost).await;
                 }
             })
             .await
@@ -220,8 +223,8 @@ async fn serve(
         (Protocol::Channels { version, base64 }, ticket) => {
             let (form, wanted) = (websocket::Form { version, base64 }, ticket.streams());
             let wanted = wanted.ok_or_else(|| io::Error::other("not a command"))?;
-            websocket::command(tcp, early, form, activity, wanted, |session| command(node, ticket, session))
-                .await
+            let session = |session| command(node, ticket, session, lost);
+            websocket::command(tcp, early, form, activity, wanted, session).await
         }
         (Protocol::SpdyPorts, Ticket::Exec(_) | Ticket::Attach(_)) => {
             Err(io::Error::other("a command has no ports"))
@@ -229,10 +232,16 @@ async fn serve(
     }
 }
 
-async fn command(node: &Arc<Node>, ticket: Ticket, session: remote_command::Session) {
+/// `lost`: set when the client is not worth waiting for, though not all that it was to be told has been sent.
+async fn command(
+    node: &Arc<Node>,
+    ticket: Ticket,
+    session: remote_command::Session,
+    lost: &CancellationToken,
+) {
     match ticket {
         Ticket::Exec(ticket) => exec::serve(node, ticket, session).await,
-        Ticket::Attach(ticket) => attach::serve(node, ticket, session).await,
+        Ticket::Attach(ticket) => attach::serve(node, ticket, session, lost).await,
         Ticket::PortForward(_) => {}
     }
 }

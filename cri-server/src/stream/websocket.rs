@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 use tokio_util::sync::CancellationToken;
 
-use super::hang_up::HangUp;
+use super::hang_up::{HangUp, Passed};
 use super::idle::Activity;
 use super::port_forward;
 use super::remote_command::{Report, Session, Sizes, Wanted};
@@ -204,7 +204,7 @@ async fn read(
         // What is not taken is thrown away, as other servers do.
         if let Some(Some(input)) = inputs.get(usize::from(channel))
             && !bytes.is_empty()
-            && !hang_up.pass(input, bytes).await
+            && hang_up.pass(input, bytes, None).await == Passed::Gone
         {
             return Ok(());
         }

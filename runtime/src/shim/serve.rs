@@ -16,7 +16,7 @@ use super::log::Stream;
 use super::peer::Peer;
 use super::sandbox::Sandbox;
 use super::shutdown::Shutdown;
-use super::stdio::Output;
+use super::stdio::{HELD, Output, Pumped};
 use super::watch::{EventFlags, Owner, Token, Watch};
 use crate::protocol::{Answer, Event, Message, Reply};
 
@@ -56,6 +56,8 @@ pub struct Shim {
     pub(super) input: Vec<u8>,
     /// When the memory of a burst of output is given back.
     pub(super) rest_at: Option<Instant>,
+    /// Output that is not watched meanwhile, since a client of it is late; and when it is looked at again.
+    pub(super) held: BTreeMap<(u32, Stream), Instant>,
 }
 
 impl Shim {
@@ -67,6 +69,7 @@ impl Shim {
             for (token, flags) in self.watch.wait(self.limit())? {
                 self.take(token, flags);
             }
+            self.go_on();
             self.settle_all();
             self.watch_peers();
             self.rest();
@@ -92,7 +95,13 @@ impl Shim {
         let now = Instant::now();
         let containers = self.containers.values().filter_map(Container::due);
         let shutdown = self.shutdown.iter().map(Shutdown::due);
-        containers.chain(shutdown).chain(self.rest_at).min().map(|due| due.saturating_duration_since(now))
+        let held = self.held.values().copied();
+        containers
+            .chain(shutdown)
+            .chain(self.rest_at)
+            .chain(held)
+            .min()
+            .map(|due| due.saturating_duration_since(now))
     }
 
     /// Gives the memory of a burst back, or each pod would keep it for ever.
@@ -131,13 +140,43 @@ impl Shim {
 
     fn pump(&mut self, slot: u32, stream: Stream) {
         if let Some(output) = self.containers.get_mut(&slot).and_then(|container| container.output.as_mut()) {
-            output.pump(stream, BUDGET, &mut self.input);
+            let pumped = output.pump(stream, BUDGET, &mut self.input);
+            if pumped == Pumped::Held
+                && !self.held.contains_key(&(slot, stream))
+                && let Some(fd) = output.fd(stream)
+            {
+                // Once more at most: what has hung up is told of for ever otherwise.
+                match self.watch.change(fd, Token::Output(slot, stream), EventFlags::ONESHOT) {
+                    Ok(()) => drop(self.held.insert((slot, stream), Instant::now() + HELD)),
+                    Err(error) => super::say(&format!("hold of output: {error}")),
+                }
+            }
             if output.is_large() {
                 self.rest_at = Some(Instant::now() + REST);
             } else {
                 self.input = Vec::new();
             }
             self.settle(slot);
+        }
+    }
+
+    /// Looks at output that was held, and watches it again once it is not.
+    fn go_on(&mut self) {
+        let now = Instant::now();
+        let due: Vec<_> = self.held.iter().filter(|(_, at)| **at <= now).map(|(output, _)| *output).collect();
+        for (slot, stream) in due {
+            self.held.remove(&(slot, stream));
+            self.pump(slot, stream);
+            if self.held.contains_key(&(slot, stream)) {
+                continue;
+            }
+            let output = self.containers.get(&slot).and_then(|container| container.output.as_ref());
+            if let Some(fd) = output.and_then(|output| output.fd(stream))
+                && let Err(error) = self.watch.change(fd, Token::Output(slot, stream), EventFlags::IN)
+            {
+                super::say(&format!("watch of output: {error}"));
+                std::process::abort();
+            }
         }
     }
 

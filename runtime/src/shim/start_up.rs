@@ -96,6 +96,7 @@ fn start() -> io::Result<()> {
         next_slot: 0,
         input: Vec::new(),
         rest_at: None,
+        held: BTreeMap::new(),
     };
     Ok(shim.serve()?)
 }

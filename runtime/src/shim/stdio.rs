@@ -2,6 +2,7 @@
 //! container.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
 use rustix::io::{Errno, read, retry_on_intr};
@@ -14,6 +15,9 @@ use super::log::{Log, Splitter, Stream};
 /// The size of a pipe (pipe(7)): one read empties it.
 const READ: usize = 64 * 1024;
 
+/// Until output that is held for a client is looked at again.
+pub const HELD: Duration = Duration::from_millis(2);
+
 /// What pumping came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pumped {
@@ -21,6 +25,8 @@ pub enum Pumped {
     More,
     /// Nothing more for now.
     Dry,
+    /// A client of the stream is late: to be looked at again in [`HELD`].
+    Held,
     /// The stream has ended.
     End,
 }
@@ -52,7 +58,7 @@ impl Output {
     /// Of a terminal, whose non-blocking master this is: one stream, which is its stdout.
     pub fn terminal(log: OwnedFd, master: OwnedFd) -> std::io::Result<Self> {
         let pipe = Pipe { fd: master, splitter: Splitter::default() };
-        Ok(Self { pipes: [Some(pipe), None], log: Log::new(log)?, clients: Clients::default() })
+        Ok(Self { pipes: [Some(pipe), None], log: Log::new(log)?, clients: Clients::of_terminal() })
     }
 
     /// Passes one stream on from now on, to a pipe. What has ended already ends there, too.
@@ -78,6 +84,9 @@ impl Output {
         };
         let log = &mut self.log;
         let result = loop {
+            if self.clients.hold(stream) {
+                break Pumped::Held;
+            }
             input.clear();
             input.reserve(READ);
             match retry_on_intr(|| read(&pipe.fd, spare_capacity(input))) {
@@ -118,7 +127,9 @@ impl Output {
     /// Takes what is there now and ends both streams, whoever holds their other ends.
     pub fn close(&mut self, input: &mut Vec<u8>) {
         for stream in [Stream::Stdout, Stream::Stderr] {
+            self.clients.give_up(stream);
             self.pump(stream, READ, input);
+            self.clients.give_up(stream);
             if let Some(mut pipe) = self.pipes[index(stream)].take() {
                 let (at, log) = (clock::now(), &mut self.log);
                 pipe.splitter.finish(&mut |tag, text| log.line(at, stream, tag, text));

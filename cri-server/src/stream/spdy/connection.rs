@@ -16,12 +16,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::frame::{self, Control, HEAD, Head, NotSpdy};
 use super::headers::{Deflater, Headers, Inflater};
-use crate::stream::hang_up::HangUp;
+use crate::stream::hang_up::{HangUp, Passed};
 use crate::stream::idle::Activity;
 use crate::stream::transport::{CHUNK, Duplex, IN_QUEUE, OUT_QUEUE, Outgoing, Output};
 
 /// How long a client may take to read the rest and to hang up once a session is over.
 const LINGER: Duration = Duration::from_secs(10);
+
+/// How long one of several connections may take none of what the client sends. Nothing of the others is read meanwhile:
+/// the protocol's windows could hold one stream back alone, but no client of Kubernetes keeps them.
+const STUCK: Duration = Duration::from_secs(30);
 
 /// The number of all our pings: a server's are even.
 const OUR_PING: u32 = 2;
@@ -45,11 +49,20 @@ impl Stream {
     }
 }
 
+/// What a client's streams are.
+#[derive(Debug, Clone, Copy)]
+pub struct Kind {
+    /// The most that may be open.
+    pub most: usize,
+    /// Each is a connection of its own: one that is stuck is broken off rather than keeping the others waiting.
+    pub apart: bool,
+}
+
 /// Serves one client until it, or its session, is done.
 pub async fn serve<S>(
     tcp: TcpStream,
     early: Bytes,
-    most_streams: usize,
+    kind: Kind,
     activity: &Activity,
     session: impl FnOnce(mpsc::Receiver<Stream>) -> S,
 ) -> io::Result<()>
@@ -69,9 +82,9 @@ where
             streams,
             queue,
             hang_up,
-            room: Arc::new(Semaphore::new(most_streams)),
+            room: Arc::new(Semaphore::new(kind.most)),
             open: HashMap::new(),
-            most_streams,
+            kind,
             inflater: Inflater::default(),
             last: &last,
             activity,
@@ -141,7 +154,7 @@ struct Reader<'a> {
     hang_up: HangUp,
     room: Arc<Semaphore>,
     open: HashMap<u32, Open>,
-    most_streams: usize,
+    kind: Kind,
     inflater: Inflater,
     last: &'a AtomicU32,
     activity: &'a Activity,
@@ -190,14 +203,25 @@ impl Reader<'_> {
             self.activity.note();
             // For a stream that is over: nobody wants it.
             let Some(open) = self.open.get(&stream) else { continue };
-            if !self.hang_up.pass(&open.input, piece.into()).await {
-                return Ok(false);
+            let patience = (self.kind.apart && self.others_are_open(stream)).then_some(STUCK);
+            match self.hang_up.pass(&open.input, piece.into(), patience).await {
+                Passed::On => {}
+                Passed::Gone => return Ok(false),
+                Passed::Stuck => {
+                    open.broken.cancel();
+                    self.open.remove(&stream);
+                    self.send(Outgoing::Reset(stream)).await?;
+                }
             }
         }
         if last {
             self.open.remove(&stream);
         }
         Ok(true)
+    }
+
+    fn others_are_open(&self, stream: u32) -> bool {
+        self.open.iter().any(|(id, open)| *id != stream && !open.input.is_closed())
     }
 
     async fn control(&mut self, control: Control<'_>) -> io::Result<()> {
@@ -231,7 +255,7 @@ impl Reader<'_> {
             return Err(io::Error::other(NotSpdy("a stream's number is not the next one")));
         }
         self.last.store(id, Ordering::Relaxed);
-        if self.open.len() >= self.most_streams {
+        if self.open.len() >= self.kind.most {
             self.open.retain(|_, open| !open.input.is_closed());
         }
         let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else {
@@ -252,5 +276,74 @@ impl Reader<'_> {
 
     async fn send(&self, message: Outgoing) -> io::Result<()> {
         self.queue.send(message).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::headers::tests::Client;
+    use super::*;
+
+    fn open(client: &mut Client, id: u32) -> Vec<u8> {
+        let block = client.block(&[("streamtype", "data")]);
+        let mut frame = vec![0x80, 3, 0, 1, 0, 0, 0, u8::try_from(10 + block.len()).unwrap()];
+        frame.extend_from_slice(&id.to_be_bytes());
+        frame.extend_from_slice(&[0; 6]);
+        frame.extend_from_slice(&block);
+        frame
+    }
+
+    /// Reads frames until a control frame of this kind comes for this stream.
+    async fn until(read: &mut (impl AsyncRead + Unpin), kind: u16, stream: u32) {
+        loop {
+            let mut head = [0; HEAD];
+            read.read_exact(&mut head).await.unwrap();
+            let (Head::Data { length, .. } | Head::Control { length, .. }) = Head::parse(head).unwrap();
+            let mut body = vec![0; length];
+            read.read_exact(&mut body).await.unwrap();
+            if matches!(Head::parse(head), Ok(Head::Control { kind: found, .. }) if found == kind)
+                && body[..4] == stream.to_be_bytes()
+            {
+                return;
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_stuck_is_broken_off_and_the_others_go_on() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (ours, _) = listener.accept().await.unwrap();
+        let (said, hears) = tokio::sync::oneshot::channel();
+        let server = tokio::spawn(async move {
+            let kind = Kind { most: 4, apart: true };
+            let activity = Activity::default();
+            serve(ours, Bytes::new(), kind, &activity, async |mut streams| {
+                let stuck = streams.recv().await.unwrap();
+                let mut other = streams.recv().await.unwrap();
+                said.send(other.bytes.input.recv().await).unwrap();
+                assert!(stuck.bytes.broken.is_cancelled() && !other.bytes.broken.is_cancelled());
+            })
+            .await
+        });
+        let (mut read, mut write) = client.into_split();
+        let mut headers = Client::new();
+        for id in [1, 3] {
+            write.write_all(&open(&mut headers, id)).await.unwrap();
+        }
+        let flood = tokio::spawn(async move {
+            let chunk = vec![0; CHUNK];
+            for _ in 0..=IN_QUEUE {
+                write.write_all(&frame::data(1, false, chunk.len())).await.unwrap();
+                write.write_all(&chunk).await.unwrap();
+            }
+            write.write_all(&frame::data(3, false, 5)).await.unwrap();
+            write.write_all(b"other").await.unwrap();
+            write
+        });
+        until(&mut read, 3, 1).await;
+        assert_eq!(hears.await.unwrap().unwrap(), "other");
+        drop((flood.await.unwrap(), read));
+        server.await.unwrap().unwrap();
     }
 }
