@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use cove_e2e::{Outcome, pod, wait};
+use cove_e2e::{Outcome, cgroup, pod, wait};
 use k8s_cri::v1::*;
 
 use crate::ensure::Refused;
@@ -303,22 +303,36 @@ async fn obeys_its_limits(world: &mut World) -> Outcome {
         ..Default::default()
     };
     let container = world.launch(&id, &config, &container).await?;
-    let exec = world.exec(&container, &["cat", "/proc/self/cgroup"]).await?;
-    let text = String::from_utf8(exec.stdout)?;
+    let request = ContainerStatusRequest { container_id: container, verbose: true };
+    let info = world.cri.runtime.container_status(request).await?.into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(info.get("info").ok_or("no info")?)?;
+    let places = fs::read_to_string(format!("/proc/{}/cgroup", info["pid"]))?;
     let value = |controller: &str, file: &str| -> Outcome<String> {
-        let path = text
-            .lines()
-            .filter_map(|line| line.split_once(':')?.1.split_once(':'))
-            .find(|(names, _)| names.split(',').any(|name| name == controller))
-            .ok_or(format!("no {controller} in {text}"))?
-            .1;
-        let file = format!("/sys/fs/cgroup/{controller}{path}/{file}");
-        Ok(fs::read_to_string(&file).map_err(|error| format!("{file}: {error}"))?.trim().to_owned())
+        let file = cgroup::directory(&places, controller)?.join(file);
+        let text = fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+        Ok(text.trim().to_owned())
     };
-    ensure_eq!(value("cpu", "cpu.cfs_quota_us")?, "50000");
-    ensure_eq!(value("cpu", "cpu.shares")?, "512");
-    ensure_eq!(value("cpuset", "cpuset.cpus")?, "0");
-    ensure_eq!(value("memory", "memory.limit_in_bytes")?, (64 << 20).to_string());
+    let memory = (64 << 20).to_string();
+    let expected: &[(&str, &str, &str)] = if cgroup::unified() {
+        // Memory and swap together are memory: none is left for swap.
+        &[
+            ("cpu", "cpu.max", "50000 100000"),
+            ("cpu", "cpu.weight", "59"),
+            ("cpuset", "cpuset.cpus", "0"),
+            ("memory", "memory.max", &memory),
+            ("memory", "memory.swap.max", "0"),
+        ]
+    } else {
+        &[
+            ("cpu", "cpu.cfs_quota_us", "50000"),
+            ("cpu", "cpu.shares", "512"),
+            ("cpuset", "cpuset.cpus", "0"),
+            ("memory", "memory.limit_in_bytes", &memory),
+        ]
+    };
+    for (controller, file, expected) in expected {
+        ensure_eq!((*file, value(controller, file)?), (*file, (*expected).to_owned()));
+    }
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 //!
 //! `COVE_ENDPOINT=/run/containerd/containerd.sock` runs them against a runtime that runs already, to tell a fault of a
 //! case from a fault of Cove; the checks of what is left behind are left out then.
+//! `COVE_CASES=FILE` runs those that the file names, one a line; a name that no case has is a failure.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::large_futures,
@@ -18,6 +19,7 @@ mod world;
 
 mod bad_input;
 mod cdi;
+mod cgroup;
 mod cni;
 mod cni_fault;
 mod container;
@@ -76,6 +78,7 @@ fn main() {
         ("cni_fault", cni_fault::CASES),
         ("stats", stats::CASES),
         ("limits", limits::CASES),
+        ("cgroup", cgroup::CASES),
         ("sysctl", sysctl::CASES),
         ("device", device::CASES),
         ("cdi", cdi::CASES),
@@ -105,6 +108,15 @@ fn main() {
             Trial::test(format!("control::{}", case.name), move || world::run(case).map_err(Into::into))
         }));
     }
+    if let Some(file) = std::env::var_os("COVE_CASES") {
+        match std::fs::read_to_string(&file) {
+            Ok(list) => trials = listed(trials, &list),
+            Err(error) => {
+                eprintln!("COVE_CASES={}: {error}", file.display());
+                std::process::exit(2);
+            }
+        }
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
     if controls {
         println!("{} passed, {} failed", conclusion.num_passed, conclusion.num_failed);
@@ -113,4 +125,14 @@ fn main() {
         eprintln!("the registry of the cases is left: {error}");
     }
     conclusion.exit();
+}
+
+/// The trials that a list names.
+fn listed(trials: Vec<Trial>, list: &str) -> Vec<Trial> {
+    let mut names: std::collections::BTreeSet<&str> = list.lines().collect();
+    let mut trials: Vec<Trial> = trials.into_iter().filter(|trial| names.remove(trial.name())).collect();
+    for name in names {
+        trials.push(Trial::test(name, || Err("there is no such case".into())));
+    }
+    trials
 }

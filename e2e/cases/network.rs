@@ -1,9 +1,10 @@
-//! The built-in network: from the host, from pod to pod, and out.
+//! The built-in network: from the host, from pod to pod, and out; and what of others is called like it.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 
-use cove_e2e::{Outcome, wait};
+use cove_e2e::outside::within;
+use cove_e2e::{Outcome, cni, wait};
 use k8s_cri::v1::*;
 
 use crate::ensure::Refused;
@@ -14,6 +15,8 @@ cases!(
     reaches_the_host_from_a_pod,
     gives_each_pod_its_own_address,
     takes_the_pod_cidr_of_a_kubelet,
+    leaves_a_table_of_its_name_alone,
+    leaves_a_bridge_of_its_name_alone,
 );
 
 /// A pod that answers `text` on port 80, and its address.
@@ -145,4 +148,80 @@ async fn takes_the_pod_cidr_of_a_kubelet(world: &mut World) -> Outcome {
     world.remove_everything().await?;
     world.place.as_mut().ok_or("the daemon is another's")?.range = range;
     world.restart(End::Term).await
+}
+
+fn run(program: &str, line: &str) -> Outcome<String> {
+    cni::run(program, &line.split(' ').collect::<Vec<_>>())
+}
+
+async fn leaves_a_table_of_its_name_alone(world: &mut World) -> Outcome {
+    let place = world.place.clone().ok_or("the daemon is another's")?;
+    world.daemon.take().ok_or("no daemon")?.stop()?;
+    let name = &place.instance;
+    run(
+        "nft",
+        &format!("add table inet {name}; add chain inet {name} theirs; add rule inet {name} theirs accept"),
+    )?;
+    let list = || run("nft", &format!("list table inet {name}"));
+    let outcome: Outcome = async {
+        let before = list()?;
+        let ended = place.start()?.connect_or_end().await;
+        let error = ended.err().ok_or("it starts in a table of another's")?;
+        let error = error.to_string();
+        ensure!(error.contains("is not Cove's") && error.contains("nft delete table inet"), "{error}");
+        ensure_eq!(list()?, before);
+        Ok(())
+    }
+    .await;
+    run("nft", &format!("delete table inet {name}"))?;
+    outcome?;
+    world.resume(&[]).await?;
+    world.run_pod(&world.pod("after")).await?;
+    Ok(())
+}
+
+/// A bridge that is called as Cove's links begin: it stays, and so does what it lets through. The built-in network itself
+/// has no bridge.
+async fn leaves_a_bridge_of_its_name_alone(world: &mut World) -> Outcome {
+    let place = world.place.clone().ok_or("the daemon is another's")?;
+    let bridge = format!("{}0", place.instance);
+    let netns = format!("{}-bridge", place.instance);
+    run("ip", &format!("link add {bridge} type bridge"))?;
+    let outcome: Outcome = async {
+        run("ip", &format!("netns add {netns}"))?;
+        for line in [
+            format!("addr add 198.51.100.65/26 dev {bridge}"),
+            format!("link set {bridge} up"),
+            format!("link add e2eport master {bridge} type veth peer name eth0 netns {netns}"),
+            "link set e2eport up".to_owned(),
+            format!("-n {netns} addr add 198.51.100.66/26 dev eth0"),
+            format!("-n {netns} addr add 192.0.2.9/32 dev eth0"),
+            format!("-n {netns} link set eth0 up"),
+        ] {
+            run("ip", &line)?;
+        }
+        let link = || run("ip", &format!("-o addr show dev {bridge}"));
+        let before = link()?;
+        let pod = world.run_pod(&world.pod("beside")).await?;
+        let ears = UdpSocket::bind("198.51.100.65:0")?;
+        ears.set_read_timeout(Some(SOON))?;
+        let at = ears.local_addr()?;
+        // From an address that the host knows no way to by this bridge: nothing that a pod may do, but this is no pod.
+        let netns = std::path::Path::new("/run/netns").join(&netns);
+        within(&netns, || UdpSocket::bind("192.0.2.9:0")?.send_to(b"heard", at))??;
+        let mut heard = [0; 16];
+        let length = ears.recv(&mut heard).map_err(|error| format!("nothing came by {bridge}: {error}"))?;
+        ensure_eq!(&heard[..length], b"heard");
+        world.restart(End::Kill).await?;
+        world.stop_pod(&pod).await?;
+        world.remove_pod(&pod).await?;
+        world.restart(End::Term).await?;
+        ensure_eq!(link()?, before);
+        Ok(())
+    }
+    .await;
+    // The port goes with the namespace.
+    let removed = [format!("link del {bridge}"), format!("netns del {netns}")].map(|line| run("ip", &line));
+    outcome?;
+    removed.into_iter().try_for_each(|one| one.map(drop))
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use cove_e2e::{Outcome, pod};
+use cove_e2e::{Outcome, cgroup, pod};
 use k8s_cri::v1::*;
 
 use crate::ensure::Refused;
@@ -190,27 +190,27 @@ async fn shows_host_processes_on_request(world: &mut World) -> Outcome {
 
 async fn places_processes_below_the_cgroup_parent(world: &mut World) -> Outcome {
     let parent = format!("/e2e-parent-{}", std::process::id());
-    let directory = format!("/sys/fs/cgroup/memory{parent}");
     let mut config = world.pod("placed");
     config.linux.get_or_insert_default().cgroup_parent.clone_from(&parent);
     let id = world.run_pod(&config).await?;
     let container = world.launch(&id, &config, &world.script("sleep", "sleep 1000")).await?;
-    let exec = world.exec(&container, &["cat", "/proc/self/cgroup", "/proc/1/cgroup"]).await?;
-    let text = String::from_utf8(exec.stdout)?;
-    for line in text.lines().filter(|line| !line.starts_with("0::") && !line.contains("name=")) {
-        ensure!(line.contains(&parent), "not below {parent}: {line}");
+    let request = ContainerStatusRequest { container_id: container, verbose: true };
+    let info = world.cri.runtime.container_status(request).await?.into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(info.get("info").ok_or("no info")?)?;
+    let places = fs::read_to_string(format!("/proc/{}/cgroup", info["pid"]))?;
+    let paths = cgroup::paths(&places);
+    ensure!(!paths.is_empty(), "in no cgroup: {places}");
+    for path in paths {
+        ensure!(path.starts_with(&parent), "not below {parent}: {path}");
     }
     world.stop_pod(&id).await?;
     world.remove_pod(&id).await?;
     // The kubelet makes the pod's cgroup and removes it; so does this case.
-    ensure!(fs::exists(&directory)?, "the parent that was given is not Cove's to remove");
-    for hierarchy in fs::read_dir("/sys/fs/cgroup")? {
-        let path = hierarchy?.path().join(&parent[1..]);
-        if path.exists() {
-            fs::remove_dir(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-        }
+    for root in cgroup::roots()? {
+        let there = root.join(&parent[1..]).exists();
+        ensure!(there, "{}: the parent that was given is not Cove's to remove", root.display());
     }
-    Ok(())
+    cgroup::remove(&parent)
 }
 
 async fn leaves_no_mount_in_the_host_table(world: &mut World) -> Outcome {

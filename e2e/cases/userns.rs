@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
 use cove_e2e::image::{self, Layer};
-use cove_e2e::{Outcome, pod};
+use cove_e2e::{Outcome, cgroup, pod};
 use k8s_cri::v1::*;
 use serde_json::{Value, json};
 use tonic::Code;
@@ -15,7 +15,7 @@ use crate::ensure::Refused;
 use crate::world::{End, SOON, World};
 
 cases!(
-    says_that_it_can,
+    says_whether_it_can,
     has_exact_maps_and_owns_its_namespaces,
     keeps_pid_namespaces_apart,
     shows_files_and_volumes_with_their_owners,
@@ -82,11 +82,38 @@ fn map(host: u32) -> String {
     format!("{:>10} {host:>10} {LENGTH:>10}\n", 0)
 }
 
-async fn says_that_it_can(world: &mut World) -> Outcome {
+/// The kernel takes the mappings of a tmpfs, which secrets and tokens are on, since 6.3 (KEP-127).
+fn can_map_a_tmpfs() -> Outcome<bool> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+        return Err(format!("not a release: {release:?}").into());
+    };
+    Ok((major, minor) >= (6, 3))
+}
+
+/// A node that cannot says so, and runs no pod in less than it asked for.
+async fn says_whether_it_can(world: &mut World) -> Outcome {
+    let can = can_map_a_tmpfs()?;
     let status = world.cri.runtime.status(StatusRequest { verbose: false }).await?.into_inner();
     let able =
         |handler: &RuntimeHandler| handler.features.as_ref().is_some_and(|features| features.user_namespaces);
-    ensure!(status.runtime_handlers.iter().all(able), "{:?}", status.runtime_handlers);
+    ensure!(!status.runtime_handlers.is_empty(), "no handler");
+    ensure!(
+        status.runtime_handlers.iter().all(|handler| able(handler) == can),
+        "{:?}",
+        status.runtime_handlers
+    );
+    let config = world.mapped_pod("can", HOST);
+    let run = world.try_run_pod(&config).await;
+    if can {
+        run?;
+        return Ok(());
+    }
+    let refused = run.refused()?;
+    ensure_eq!(refused.code(), Code::InvalidArgument);
+    ensure!(refused.message().contains("map the owners of a tmpfs"), "{refused}");
+    ensure!(world.pods().await?.is_empty(), "nothing was made");
     Ok(())
 }
 
@@ -135,7 +162,9 @@ async fn has_exact_maps_and_owns_its_namespaces(world: &mut World) -> Outcome {
     let first = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     ensure!(first.contains(&id) || first.contains(&container), "not in its pod's cgroups: {first}");
     let answer = world.exec(&container, &["cat", "/proc/self/cgroup"]).await?;
-    ensure_eq!(String::from_utf8_lossy(&answer.stdout), first);
+    // On version 2 its cgroup namespace begins at its own group.
+    let seen = if cgroup::unified() { "0::/\n".to_owned() } else { first };
+    ensure_eq!(String::from_utf8_lossy(&answer.stdout), seen);
     Ok(())
 }
 

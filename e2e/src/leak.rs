@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::{Outcome, wait};
+use crate::{Outcome, cgroup, wait};
 
 /// How long things may take to go after the call that removed them was answered.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -60,8 +60,8 @@ pub fn snapshot(roots: &[PathBuf]) -> Outcome<Found> {
                 .map(|line| format!("nft {}", uncounted(line.trim()))),
         );
     }
-    for hierarchy in fs::read_dir("/sys/fs/cgroup")? {
-        directories(&hierarchy?.path(), "cgroup", &mut found);
+    for root in cgroup::roots()? {
+        directories(&root, "cgroup", &mut found);
     }
     sysctls(Path::new("/proc/sys"), &mut found);
     for root in roots {

@@ -5,6 +5,7 @@
 
 pub mod attacker;
 pub mod certificate;
+pub mod cgroup;
 pub mod client;
 pub mod cni;
 pub mod crictl;

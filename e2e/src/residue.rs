@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::daemon::Place;
-use crate::{Outcome, wait};
+use crate::{Outcome, cgroup, wait};
 
 /// How long things may take to go after the call that removed them was answered.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -17,8 +17,8 @@ const SETTLE: Duration = Duration::from_secs(10);
 pub fn look(place: &Place, daemon: Option<u32>) -> Outcome<BTreeSet<String>> {
     let instance = &place.instance;
     let mut found = BTreeSet::new();
-    for hierarchy in fs::read_dir("/sys/fs/cgroup")? {
-        cgroups(&hierarchy?.path().join(instance), daemon, &mut found)?;
+    for root in cgroup::roots()? {
+        cgroups(&root.join(instance), daemon, &mut found)?;
     }
     for (directory, what, begin) in
         [("/run/netns", "netns", format!("{instance}-")), ("/sys/class/net", "link", instance.clone())]

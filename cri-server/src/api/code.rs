@@ -102,7 +102,9 @@ fn of_network(error: &NetworkError) -> Code {
         NetworkError::Exhausted { .. } => Code::ResourceExhausted,
         NetworkError::System { source, .. } => of_io(source),
         NetworkError::Nft(_) | NetworkError::Name { .. } => Code::Internal,
-        NetworkError::Range { .. } | NetworkError::Port { .. } => Code::FailedPrecondition,
+        NetworkError::Range { .. } | NetworkError::Port { .. } | NetworkError::Another { .. } => {
+            Code::FailedPrecondition
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use cove_e2e::{Outcome, pod, process};
+use cove_e2e::{Outcome, cgroup, pod, process};
 use k8s_cri::v1::security_profile::ProfileType;
 use k8s_cri::v1::*;
 
@@ -84,14 +84,14 @@ async fn never_runs_without_its_filter(world: &mut World) -> Outcome<Reached> {
 async fn keeps_every_process_in_its_cgroup(world: &mut World) -> Outcome<Reached> {
     let parent = format!("/e2e-place-{}", std::process::id());
     let mut reached = Reached::new();
-    let mut check = |what: &str, text: &str, container: &str| -> Outcome {
-        ensure!(text.lines().count() > 2, "{what}: {text:?}");
-        for line in text.lines() {
-            let path = line.splitn(3, ':').nth(2).unwrap_or_default();
-            // A hierarchy without controllers of ours (0::, name=) is not used.
-            let used = !line.contains("::") && !line.contains("name=");
-            if used && !(path.starts_with(&parent) && path.contains(container)) {
-                reached.push(format!("{what}: a process in {line}"));
+    // `root`: what `/` stands for, where it was read in a cgroup namespace.
+    let mut check = |what: &str, text: &str, container: &str, root: Option<&str>| -> Outcome {
+        let paths = cgroup::paths(text);
+        ensure!(!paths.is_empty(), "{what}: {text:?}");
+        for path in paths {
+            let path = root.filter(|_| path == "/").unwrap_or(path);
+            if !(path.starts_with(&parent) && path.contains(container)) {
+                reached.push(format!("{what}: a process in {path} of {text}"));
             }
         }
         Ok(())
@@ -122,10 +122,13 @@ async fn keeps_every_process_in_its_cgroup(world: &mut World) -> Outcome<Reached
         let info = world.cri.runtime.container_status(request).await?.into_inner().info;
         let info: serde_json::Value = serde_json::from_str(info.get("info").ok_or("no info")?)?;
         let place = |pid: &str| fs::read_to_string(format!("/proc/{pid}/cgroup"));
-        check(&format!("{name}, start"), &place(&info["pid"].to_string())?, &container)?;
+        let first = place(&info["pid"].to_string())?;
+        check(&format!("{name}, start"), &first, &container, None)?;
+        // On version 2 the namespace of a container that is not privileged begins at its own group.
+        let root = cgroup::unified().then(|| cgroup::paths(&first).first().copied()).flatten();
         let cat = ["cat", "/proc/self/cgroup"];
         let exec = world.exec(&container, &cat).await?;
-        check(&format!("{name}, exec"), &String::from_utf8(exec.stdout)?, &container)?;
+        check(&format!("{name}, exec"), &String::from_utf8(exec.stdout)?, &container, root)?;
         let shim = place(&process::shim(&id)?.to_string())?;
         ensure!(!shim.contains(&parent), "{name}: the shim is in the pod's cgroup: {shim}");
         // Execs while it is being stopped: placed, or refused.
@@ -136,7 +139,7 @@ async fn keeps_every_process_in_its_cgroup(world: &mut World) -> Outcome<Reached
             if let Ok(exec) = world.exec(&container, &cat).await
                 && exec.exit_code == 0
             {
-                check(&format!("{name}, exec at stop"), &String::from_utf8(exec.stdout)?, &container)?;
+                check(&format!("{name}, exec at stop"), &String::from_utf8(exec.stdout)?, &container, root)?;
             }
         }
         stop.await??;
@@ -144,12 +147,7 @@ async fn keeps_every_process_in_its_cgroup(world: &mut World) -> Outcome<Reached
         world.remove_pod(&id).await?;
     }
     // As the kubelet does.
-    for hierarchy in fs::read_dir("/sys/fs/cgroup")? {
-        let path = hierarchy?.path().join(&parent[1..]);
-        if path.exists() {
-            fs::remove_dir(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-        }
-    }
+    cgroup::remove(&parent)?;
     Ok(reached)
 }
 
@@ -165,6 +163,7 @@ async fn writes_to_no_cgroup(world: &mut World) -> Outcome<Reached> {
         mkdir $d/made 2>/dev/null && rmdir $d/made && echo reached $d to make groups in; done; \
         unshare -UrmC true 2>/dev/null && echo reached a user namespace; \
         mkdir -p /tmp/c; mount -t cgroup -o memory c /tmp/c 2>/dev/null && echo reached a cgroup mount; \
+        mount -t cgroup2 c /tmp/c 2>/dev/null && echo reached a cgroup2 mount; \
         mount -o remount,rw /sys/fs/cgroup 2>/dev/null && echo reached a remount; \
         ls /sys/fs/cgroup; echo end";
     let mut container = world.script("cgroup", script);

@@ -24,6 +24,16 @@ pub enum NetworkError {
     /// `nft` refused the rules, could not be found, or did not end in time.
     #[error("nft: {0}")]
     Nft(String),
+    /// A name of ours that somebody else has taken: it is left as it is.
+    #[error("{what} {name:?} is not Cove's: {todo}")]
+    Another {
+        /// Which kind of object.
+        what: &'static str,
+        /// Its name.
+        name: String,
+        /// What to do about it.
+        todo: String,
+    },
     /// A range that cannot be used.
     #[error("pod range {cidr:?}: {reason}")]
     Range {

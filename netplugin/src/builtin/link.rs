@@ -61,9 +61,9 @@ pub(super) fn attach(netns: BorrowedFd<'_>, name: &str, addresses: &[Leased]) ->
 /// takes some 30 ms for that, for one as for many.
 pub(super) fn doom(name: &str, addresses: &[IpAddr], group: u32) -> Result<(), NetworkError> {
     let host = Netlink::here()?;
-    let Some((index, _)) = indexes(&host.run(vec![Request { done: &[Errno::NODEV], ..find(name) }])?) else {
-        return Ok(());
-    };
+    let answers = host.run(vec![Request { done: &[Errno::NODEV], ..find(name) }])?;
+    // Another program's of that name, which kept the pod from having one, stays.
+    let Some((index, _)) = indexes(&answers).filter(|_| is_ours(&answers, name)) else { return Ok(()) };
     // By the link's index: the address may be another pod's by now.
     let mut requests: Vec<Request> =
         addresses.iter().map(|address| route::remove(Route::to(*address, index).message())).collect();
@@ -115,11 +115,25 @@ fn make(host: &Netlink, netns: BorrowedFd<'_>, name: &str) -> Result<(u32, u32),
     let answers = match host.run(vec![create(), find(name)]) {
         // The second try tells a left-over of ours from an eth0 that the pod has already.
         Err(NetworkError::System { source, .. }) if Errno::from_io_error(&source) == Some(Errno::EXIST) => {
+            let answers = host.run(vec![Request { done: &[Errno::NODEV], ..find(name) }])?;
+            if !answers.is_empty() && !is_ours(&answers, name) {
+                let todo = "remove or rename it".to_owned();
+                return Err(NetworkError::Another { what: "link", name: name.to_owned(), todo });
+            }
             host.run(vec![delete(name), create(), find(name)])?
         }
         answers => answers?,
     };
     indexes(&answers).ok_or_else(|| NetworkError::system("look up", name, Errno::NODEV))
+}
+
+/// The link that was found is one that we made: it has the address that its name gives it.
+fn is_ours(answers: &[RouteNetlinkMessage], name: &str) -> bool {
+    let address = LinkAttribute::Address(mac(name, HOST_END).to_vec());
+    answers.iter().any(|answer| match answer {
+        RouteNetlinkMessage::NewLink(link) => link.attributes.contains(&address),
+        _ => false,
+    })
 }
 
 /// Of the host's end and the pod's. The kernel may leave out the pod's when it is the same number.

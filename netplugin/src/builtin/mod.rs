@@ -2,9 +2,9 @@
 //! masquerade to go out, host ports. Routed, without a bridge; see `link` for the picture and `table` for the rules.
 //!
 //! Keeps no files: what a pod was given is its [`Attachment`], which the caller records before it is made, and the
-//! leases in memory are rebuilt from those records. Executes `nft` once at start, and for pods with host ports.
+//! leases in memory are rebuilt from those records. Executes `nft` twice at start, and for pods with host ports.
 //!
-//! Never: a change of a link, route or table that is not its own; a global sysctl turned off.
+//! Never: a change of a link, route or table that is not its own, be it called like one; a global sysctl turned off.
 
 mod error;
 mod lease;
@@ -12,6 +12,7 @@ mod link;
 mod name;
 mod netlink;
 mod nft;
+mod owner;
 mod port;
 mod reaper;
 mod route;
@@ -80,8 +81,8 @@ impl Builtin {
     /// the host ports of live pods stay.
     ///
     /// # Errors
-    /// [`NetworkError::Range`] and [`NetworkError::Name`] for what is configured; [`NetworkError::Nft`] where the
-    /// rules cannot be had.
+    /// [`NetworkError::Range`] and [`NetworkError::Name`] for what is configured; [`NetworkError::Another`] where a
+    /// table of that name is another program's; [`NetworkError::Nft`] where the rules cannot be had.
     pub fn start(instance: &str, ranges: &[String], used: &[IpAddr]) -> Result<Self, NetworkError> {
         name::check_instance(instance)?;
         let mut ranges = parse(ranges)?;
@@ -219,12 +220,14 @@ impl Builtin {
     /// on. Pods that are attached keep their links and addresses.
     ///
     /// # Errors
-    /// The kernel's or nft's refusal.
+    /// [`NetworkError::Another`] where the table holds chains of somebody else, and stays; the kernel's or nft's refusal.
     pub fn stop(instance: &str) -> Result<(), NetworkError> {
         name::check_instance(instance)?;
-        nft::run(&table::none(instance))?;
+        let removed = owner::may_remove(instance)
+            .and_then(|may| if may { nft::run(&table::none(instance)) } else { Ok(()) });
         route::release(name::number(instance))?;
-        link::remove_doomed(name::number(instance))
+        link::remove_doomed(name::number(instance))?;
+        removed
     }
 
     fn leases(&self) -> MutexGuard<'_, Leases> {
@@ -235,6 +238,7 @@ impl Builtin {
 
 /// The nft table in one transaction, the routes that keep the ranges inside, and forwarding. Repeatable.
 fn write(instance: &str, link_prefix: &str, ranges: &[Range]) -> Result<(), NetworkError> {
+    owner::may_write(instance)?;
     nft::run(&table::whole(instance, link_prefix, ranges))?;
     route::keep_inside(ranges, name::number(instance))?;
     let has = |v4: bool| ranges.iter().any(|range| range.network().0.is_ipv4() == v4);

@@ -19,9 +19,38 @@ const DIRECTORIES: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/bin"];
 const DEADLINE: Duration = Duration::from_secs(20);
 /// How much of a complaint is kept, in bytes: its first lines name the rule.
 const COMPLAINT: u64 = 2048;
+/// How much of a table without elements is read, in bytes: ours has 2 KiB.
+const ANSWER: u64 = 1 << 20;
 
 /// One transaction.
 pub(super) fn run(script: &str) -> Result<(), NetworkError> {
+    let Said { status, complaint, .. } = say(&["-f", "-"], script)?;
+    if status.success() { Ok(()) } else { Err(refused(status, &complaint)) }
+}
+
+/// The table of an instance as text, without elements of its sets; none where there is none.
+pub(super) fn list_table(instance: &str) -> Result<Option<String>, NetworkError> {
+    let Said { status, answer, complaint } = say(&["--terse", "list", "table", "inet", instance], "")?;
+    match status.success() {
+        true => Ok(Some(answer)),
+        // strerror(ENOENT), of the kernel's answer.
+        false if complaint.contains("No such file or directory") => Ok(None),
+        false => Err(refused(status, &complaint)),
+    }
+}
+
+fn refused(status: ExitStatus, complaint: &str) -> NetworkError {
+    NetworkError::Nft(format!("{status}: {}", complaint.trim()))
+}
+
+/// What came of one execution.
+struct Said {
+    status: ExitStatus,
+    answer: String,
+    complaint: String,
+}
+
+fn say(arguments: &[&str], script: &str) -> Result<Said, NetworkError> {
     let failed = |doing: &str, e: io::Error| NetworkError::Nft(format!("{doing}: {e}"));
     let program = program().ok_or_else(|| {
         NetworkError::Nft(format!("not found in {}; install nftables", DIRECTORIES.join(", ")))
@@ -29,26 +58,32 @@ pub(super) fn run(script: &str) -> Result<(), NetworkError> {
     // Files in memory in place of pipes: neither side ever waits for the other to read.
     let mut input = memory(script).map_err(|e| failed("keep the script", e))?;
     input.rewind().map_err(|e| failed("keep the script", e))?;
-    let mut output = memory("").map_err(|e| failed("keep the answer", e))?;
-    let errors = output.try_clone().map_err(|e| failed("keep the answer", e))?;
+    let output = || -> io::Result<(File, File)> {
+        let file = memory("")?;
+        Ok((file.try_clone()?, file))
+    };
+    let (answers, answer) = output().map_err(|e| failed("keep the answer", e))?;
+    let (complaints, complaint) = output().map_err(|e| failed("keep the answer", e))?;
     let mut child = Command::new(&program)
-        .args(["-f", "-"])
+        .args(arguments)
         .env_clear()
         .env("LC_ALL", "C")
         .current_dir("/")
         .stdin(Stdio::from(input))
-        .stdout(Stdio::null())
-        .stderr(Stdio::from(errors))
+        .stdout(Stdio::from(answers))
+        .stderr(Stdio::from(complaints))
         .spawn()
         .map_err(|e| failed(&program.display().to_string(), e))?;
     let status = wait(&mut child).map_err(|e| failed("wait", e))?;
-    if status.success() {
-        return Ok(());
-    }
-    let mut complaint = Vec::new();
-    output.rewind().map_err(|e| failed("read the answer", e))?;
-    output.take(COMPLAINT).read_to_end(&mut complaint).map_err(|e| failed("read the answer", e))?;
-    Err(NetworkError::Nft(format!("{status}: {}", String::from_utf8_lossy(&complaint).trim())))
+    let read = |file, most| read(file, most).map_err(|e| failed("read the answer", e));
+    Ok(Said { status, answer: read(answer, ANSWER)?, complaint: read(complaint, COMPLAINT)? })
+}
+
+fn read(mut file: File, most: u64) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn program() -> Option<PathBuf> {

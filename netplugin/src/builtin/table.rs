@@ -10,6 +10,15 @@ use std::net::IpAddr;
 use super::lease::Range;
 use super::port::Rule;
 
+/// The chains that the table has at any time, and where each begins.
+pub(super) const CHAINS: [(&str, &str); 5] = [
+    ("guard", "type filter hook prerouting priority raw; policy accept;"),
+    ("from_outside", "type nat hook prerouting priority dstnat; policy accept;"),
+    ("from_host", "type nat hook output priority -100; policy accept;"),
+    ("leaving", "type nat hook postrouting priority srcnat; policy accept;"),
+    ("ports", ""),
+];
+
 /// One family's words.
 struct Family {
     digit: char,
@@ -49,19 +58,13 @@ pub(super) fn whole(instance: &str, link_prefix: &str, ranges: &[Range]) -> Stri
     script
 }
 
-/// Takes the table away; nothing to take is fine.
+/// Takes the table away.
 pub(super) fn none(instance: &str) -> String {
-    format!("add table inet {instance}\ndelete table inet {instance}\n")
+    format!("delete table inet {instance}\n")
 }
 
 fn chains(script: &mut String, instance: &str) {
-    for (chain, hook) in [
-        ("guard", "type filter hook prerouting priority raw; policy accept;"),
-        ("from_outside", "type nat hook prerouting priority dstnat; policy accept;"),
-        ("from_host", "type nat hook output priority -100; policy accept;"),
-        ("leaving", "type nat hook postrouting priority srcnat; policy accept;"),
-        ("ports", ""),
-    ] {
+    for (chain, hook) in CHAINS {
         let hook = if hook.is_empty() { String::new() } else { format!(" {{ {hook} }}") };
         push(
             script,
@@ -75,9 +78,9 @@ fn chains(script: &mut String, instance: &str) {
 }
 
 /// What a pod must not send: to the host's loopback, which `route_localnet` would let in, and from addresses that
-/// are not its own.
+/// are not its own. Bridges and other links of somebody else whose names begin alike are none of ours.
 fn guard(script: &mut String, instance: &str, link_prefix: &str) {
-    let from_pod = format!("iifname \"{link_prefix}*\"");
+    let from_pod = format!("iifname \"{link_prefix}*\" meta iifkind \"veth\"");
     rule(script, instance, "guard", &format!("{from_pod} ip daddr 127.0.0.0/8 drop"));
     // Neighbour discovery speaks from these.
     rule(script, instance, "guard", &format!("{from_pod} ip6 saddr {{ ::, fe80::/10 }} accept"));

@@ -286,6 +286,43 @@ fn attach_can_be_repeated_and_never_takes_a_link_of_the_pod() {
 }
 
 #[test]
+fn what_others_call_by_a_name_of_ours_stays_as_it_is() {
+    let mut host = Host::new();
+    let nft = |script: &str| nft::run(script).unwrap();
+    let name = Host::name(2);
+    nft(&format!(
+        "add table inet {name}\nadd chain inet {name} theirs\nadd rule inet {name} theirs counter\n"
+    ));
+    let before = output("nft", &["list", "table", "inet", &name]);
+    let refused = Builtin::start(&name, &["10.221.1.0/24".to_owned()], &[]).unwrap_err();
+    assert!(matches!(refused, NetworkError::Another { .. }), "{refused}");
+    assert!(refused.to_string().contains(&format!("nft delete table inet {name}")), "{refused}");
+    Builtin::stop(&name).unwrap();
+    assert_eq!(output("nft", &["list", "table", "inet", &name]), before);
+    nft(&format!("delete table inet {name}\n"));
+
+    // A chain in a table of ours: it is taken for ours, and not taken away.
+    let network = host.start(1, &["10.221.0.0/24"]);
+    let own = Host::name(1);
+    nft(&format!("add chain inet {own} theirs\n"));
+    assert!(Builtin::stop(&own).unwrap_err().to_string().contains("theirs"));
+    drop(Builtin::start(&own, &["10.221.0.0/24".to_owned()], &[]).unwrap());
+    nft(&format!("delete chain inet {own} theirs\n"));
+
+    // A link called like that of a pod.
+    let taken = network.lease("abcd", &[]).unwrap();
+    output("ip", &["link", "add", &taken.host_link, "type", "bridge"]);
+    let link = || fs::read_to_string(format!("/sys/class/net/{}/ifindex", taken.host_link)).unwrap();
+    let index = link();
+    let refused = network.attach(netns().as_fd(), &taken).unwrap_err();
+    assert!(matches!(refused, NetworkError::Another { .. }), "{refused}");
+    network.detach(&taken).unwrap();
+    Builtin::stop(&own).unwrap();
+    assert_eq!(link(), index);
+    output("ip", &["link", "del", &taken.host_link]);
+}
+
+#[test]
 fn a_small_range_runs_out_and_recovers() {
     let mut host = Host::new();
     let network = host.start(1, &["10.221.0.0/28"]);

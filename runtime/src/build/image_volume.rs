@@ -18,7 +18,7 @@ use rustix::mount::{
 use rustix::process::chdir;
 
 use super::request::{ImageVolume, Mount, MountKind};
-use super::rootfs::{PAGE, escape, shared_parent};
+use super::rootfs::{PAGE, escape, shared_parent, takes_layers_one_by_one};
 use super::sources::{Detached, clone_tree, flags_of};
 use super::step::{At, refuse};
 use crate::protocol::Failure;
@@ -101,6 +101,7 @@ fn sub_directory(root: &Root, path: &Path) -> Result<OwnedFd, Failure> {
 
 /// A read-only overlay. The kernel wants two layers where none is written to: `empty` is the last one.
 fn overlay(layers: &[PathBuf], empty: Option<&Path>, flags: MountAttrFlags) -> Result<OwnedFd, Failure> {
+    takes_layers_one_by_one().at(STEP, || "add layers one by one".to_owned())?;
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
         .at(STEP, || "open the overlay file system".to_owned())?;
     for layer in layers.iter().map(PathBuf::as_path).chain(empty) {

@@ -20,6 +20,7 @@ use rustix::mount::{
     mount, move_mount, unmount,
 };
 use rustix::process::{chdir, fchdir, pivot_root};
+use rustix::system::uname;
 
 use super::request::{Mount, MountKind, Rootfs};
 use super::sources;
@@ -51,7 +52,22 @@ pub(super) fn assemble(rootfs: &Rootfs) -> Result<OwnedFd, Failure> {
     }
 }
 
+/// `lowerdir+` came with 6.5. An older kernel is not asked: it would log each option that it does not know, twice a
+/// container. A release that says nothing is one to ask.
+pub(super) fn takes_layers_one_by_one() -> Result<(), Errno> {
+    match older_than_6_5(&uname().release().to_string_lossy()) {
+        true => Err(Errno::INVAL),
+        false => Ok(()),
+    }
+}
+
+fn older_than_6_5(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) < (6, 5))
+}
+
 fn by_mount_api(rootfs: &Rootfs) -> Result<OwnedFd, Failure> {
+    takes_layers_one_by_one().at(STEP, || "add layers one by one".to_owned())?;
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
         .at(STEP, || "open the overlay file system".to_owned())?;
     for layer in &rootfs.lower {
@@ -215,6 +231,22 @@ pub(super) fn set_readonly() -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kernels_are_told_by_their_release() {
+        for (release, older) in [
+            ("6.1.0-56-cloud-amd64", true),
+            ("5.14.0-503.el9.x86_64", true),
+            ("6.4.16", true),
+            ("6.5.0", false),
+            ("6.18.44-fc-v669", false),
+            ("7.0", false),
+            ("", false),
+            ("linux", false),
+        ] {
+            assert_eq!(older_than_6_5(release), older, "{release:?}");
+        }
+    }
 
     #[test]
     fn shared_parents() {

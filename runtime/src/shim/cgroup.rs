@@ -7,13 +7,15 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, openat};
+use rustix::fs::{Dir, FileType, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::reap::as_pid;
 use crate::protocol::CgroupPlace;
 
+/// How many levels of groups that a container made are looked into: systemd and kind make about 8.
+const MAX_DEPTH: usize = 32;
 /// How often one sweep looks again for processes forked while it killed.
 const ROUNDS: usize = 8;
 
@@ -77,27 +79,23 @@ impl Cgroup {
         }
     }
 
-    /// The processes of the group, as the host numbers them; never the shim itself.
+    /// The processes of the group and of those below it, as the host numbers them; never the shim itself.
     pub fn members(&self) -> io::Result<Vec<i32>> {
-        let procs = match self {
-            Self::None => return Ok(Vec::new()),
-            Self::Unified(directory) => {
-                openat(directory, "cgroup.procs", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?.into()
-            }
+        let mut members = Vec::new();
+        match self {
+            Self::None => {}
+            Self::Unified(directory) => list(directory, MAX_DEPTH, &mut members)?,
             // Opened anew for each look: v1 answers later reads of an open file from a list up to a second old. One
             // hierarchy is enough, a process is in the group of each.
-            Self::Split(hierarchies) => match hierarchies.first() {
-                Some(procs) => fs::File::open(format!("/proc/self/fd/{}", procs.as_raw_fd()))?,
-                None => return Ok(Vec::new()),
-            },
-        };
+            Self::Split(hierarchies) => {
+                if let Some(procs) = hierarchies.first() {
+                    let procs = fs::read_link(format!("/proc/self/fd/{}", procs.as_raw_fd()))?;
+                    list(&fs::File::open(procs.with_file_name(""))?.into(), MAX_DEPTH, &mut members)?;
+                }
+            }
+        }
         let own = std::process::id();
-        let members = io::read_to_string(procs)?
-            .lines()
-            .filter_map(|line| line.parse().ok())
-            // 0 stands for a process that our PID namespace does not show.
-            .filter(|pid| *pid > 0 && u32::try_from(*pid) != Ok(own))
-            .collect();
+        members.retain(|pid| u32::try_from(*pid) != Ok(own));
         Ok(members)
     }
 
@@ -166,6 +164,39 @@ impl Cgroup {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(openat(directory, &below, flags, Mode::empty())?)
     }
+}
+
+/// The processes of a group and of `depth` levels below it, by which a container that makes groups of its own is not
+/// followed for ever.
+fn list(group: &OwnedFd, depth: usize, pids: &mut Vec<i32>) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let procs = openat(group, "cgroup.procs", flags, Mode::empty())?;
+    match io::read_to_string(fs::File::from(procs)) {
+        // 0 stands for a process that our PID namespace does not show.
+        Ok(text) => {
+            pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0))
+        }
+        // A threaded group of v2 has no list: its processes are in the list of its domain, above.
+        Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => {}
+        Err(error) => return Err(error),
+    }
+    if depth == 0 {
+        return Ok(());
+    }
+    for entry in Dir::read_from(group)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if entry.file_type() != FileType::Directory || name.to_bytes().starts_with(b".") {
+            continue;
+        }
+        let below = openat(group, name, flags | OFlags::DIRECTORY, Mode::empty()).map_err(io::Error::from);
+        match below.and_then(|below| list(&below, depth - 1, pids)) {
+            // Removed meanwhile: nobody is in it.
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::NODEV)) => {}
+            done => done?,
+        }
+    }
+    Ok(())
 }
 
 /// A file of cgroup v2.
@@ -299,6 +330,44 @@ mod tests {
         fs::remove_dir(&root).unwrap();
         assert!(same.unwrap());
         assert!(elsewhere.is_err());
+    }
+
+    #[test]
+    fn members_are_those_of_groups_below_too() {
+        for (root, split) in
+            [("/sys/fs/cgroup/pids", true), ("/sys/fs/cgroup", false), ("/sys/fs/cgroup/unified", false)]
+        {
+            let root = Path::new(root);
+            if !root.join("cgroup.procs").exists() {
+                continue; // A machine has one of the versions, or both.
+            }
+            let group = root.join(format!("cove-shim-below-{}", std::process::id()));
+            let below = group.join("a/b");
+            fs::create_dir_all(&below).unwrap();
+            let open = || fs::OpenOptions::new().write(true).open(group.join("cgroup.procs")).unwrap();
+            let cgroup = match split {
+                true => Cgroup::Split(vec![open().into()]),
+                false => Cgroup::Unified(fs::File::open(&group).unwrap().into()),
+            };
+            let mut sleepers = [&group, &below].map(|place| {
+                let sleeper = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+                fs::write(place.join("cgroup.procs"), sleeper.id().to_string()).unwrap();
+                sleeper
+            });
+            let mut found = cgroup.members();
+            for sleeper in &mut sleepers {
+                sleeper.kill().unwrap();
+                sleeper.wait().unwrap();
+            }
+            for place in ["a/b", "a", ""] {
+                fs::remove_dir(group.join(place)).unwrap();
+            }
+            let mut expected = sleepers.each_ref().map(|sleeper| i32::try_from(sleeper.id()).unwrap());
+            expected.sort_unstable();
+            let found = found.as_mut().unwrap();
+            found.sort_unstable();
+            assert_eq!(*found, expected, "{}", root.display());
+        }
     }
 
     #[test]
