@@ -155,6 +155,8 @@ pub(crate) struct ImageOptions {
     pub plain_http: Vec<String>,
     /// Where `REGISTRY/hosts.toml` files lie, which say where a registry is asked, or its certificates.
     pub hosts_dirs: Vec<PathBuf>,
+    /// Names of images that are never collected: whole, `PREFIX*` or `*INFIX*`.
+    pub pinned: Vec<String>,
     /// Layers of one pull that are fetched and unpacked at the same time.
     pub max_parallel_layers: usize,
     /// Ranges of one large layer that are fetched at the same time; 1: none is fetched in ranges.
@@ -185,6 +187,10 @@ pub(crate) struct ImageLimits {
     pub blob_bytes: u64,
     /// Redirects of one request.
     pub redirects: usize,
+    /// Members of an archive that is imported.
+    pub archive_entries: usize,
+    /// Bytes of members of an archive that are put by until it is known what they are.
+    pub archive_spool_bytes: u64,
     /// Bytes of a layer's archive, uncompressed.
     pub layer_size: u64,
     /// Uncompressed bytes for each byte that is sent.
@@ -263,6 +269,7 @@ impl Default for ImageOptions {
             hosts_dirs: ["/etc/cove/hosts.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"]
                 .map(PathBuf::from)
                 .into(),
+            pinned: Vec::new(),
             max_parallel_layers: 3,
             max_parallel_ranges: 4,
             range_threshold: 64 * 1024 * 1024,
@@ -283,6 +290,8 @@ impl Default for ImageLimits {
             layers: bounds.layers,
             blob_bytes: bounds.blob_bytes,
             redirects: bounds.redirects,
+            archive_entries: bounds.archive_entries,
+            archive_spool_bytes: bounds.archive_spool_bytes,
             layer_size: layer.size,
             layer_expansion: layer.expansion,
             layer_expansion_free: layer.expansion_free,
@@ -306,6 +315,8 @@ impl ImageLimits {
             layers: self.layers,
             blob_bytes: self.blob_bytes,
             redirects: self.redirects,
+            archive_entries: self.archive_entries,
+            archive_spool_bytes: self.archive_spool_bytes,
         }
     }
 

@@ -71,27 +71,32 @@ pub struct Node {
     _locks: [RootLock; 2],
 }
 
+/// What the configuration says of images.
+pub(crate) fn image_options(config: &Config) -> Options {
+    Options {
+        plain_http: config.images.plain_http.clone(),
+        hosts_dirs: config.images.hosts_dirs.clone(),
+        pinned: config.images.pinned.clone(),
+        proxies: Proxies::from_env(),
+        parallel_layers: config.images.max_parallel_layers,
+        parallel_ranges: config.images.max_parallel_ranges,
+        range_threshold: config.images.range_threshold,
+        progress: Duration::from_secs(config.images.progress_seconds),
+        longest_wait: Duration::from_secs(config.images.max_wait_seconds),
+        bounds: config.image_limits.bounds(),
+        limits: config.image_limits.layer(),
+        ..Options::default()
+    }
+}
+
 impl Node {
     /// Takes both roots (a second daemon is refused) and opens the image store. Makes nothing in the kernel: that is
     /// recovery's, which knows what is there.
     pub fn open(config: Config) -> Result<Arc<Self>, Error> {
         let locks = [RootLock::take(&config.root)?, RootLock::take(&config.state)?];
-        let options = Options {
-            plain_http: config.images.plain_http.clone(),
-            hosts_dirs: config.images.hosts_dirs.clone(),
-            proxies: Proxies::from_env(),
-            parallel_layers: config.images.max_parallel_layers,
-            parallel_ranges: config.images.max_parallel_ranges,
-            range_threshold: config.images.range_threshold,
-            progress: Duration::from_secs(config.images.progress_seconds),
-            longest_wait: Duration::from_secs(config.images.max_wait_seconds),
-            bounds: config.image_limits.bounds(),
-            limits: config.image_limits.layer(),
-            ..Options::default()
-        };
         Ok(Arc::new(Self {
             gate: Gate::default(),
-            images: Images::open(&config.root, options)?,
+            images: Images::open(&config.root, image_options(&config))?,
             sandboxes: Index::new(Kind::Sandbox),
             containers: Index::new(Kind::Container),
             sandbox_names: Names::default(),

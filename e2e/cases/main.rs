@@ -32,6 +32,7 @@ mod events;
 mod exec;
 mod hostile;
 mod image;
+mod image_command;
 mod image_pull;
 mod image_volume;
 mod label;
@@ -72,6 +73,7 @@ fn main() {
         ("slow_client", slow_client::CASES),
         ("image", image::CASES),
         ("image_pull", image_pull::CASES),
+        ("image_command", image_command::CASES),
         ("network", network::CASES),
         ("ways", ways::CASES),
         ("cni", cni::CASES),

@@ -3,6 +3,7 @@
 //! Never depends on package `cove`: what is tested here is what a kubelet sees. Bindings are `k8s-cri`, not ours.
 #![forbid(unsafe_code)]
 
+pub mod archive;
 pub mod attacker;
 pub mod certificate;
 pub mod cgroup;

@@ -138,12 +138,16 @@ fn of_image(error: &ImageError) -> Code {
         ImageError::RegistryUnavailable { .. } => Code::Unknown,
         ImageError::Registry { status, .. } => of_registry(*status),
         // What the registry holds is not usable, and the same request would find it so again.
-        ImageError::Content { .. } | ImageError::Layer { .. } if error.is_disk_full() => {
+        ImageError::Content { .. } | ImageError::Layer { .. } | ImageError::ArchiveLayer { .. }
+            if error.is_disk_full() =>
+        {
             Code::ResourceExhausted
         }
-        ImageError::Hosts { .. } | ImageError::Content { .. } | ImageError::Layer { .. } => {
-            Code::FailedPrecondition
-        }
+        ImageError::Hosts { .. }
+        | ImageError::Content { .. }
+        | ImageError::Layer { .. }
+        | ImageError::Archive { .. }
+        | ImageError::ArchiveLayer { .. } => Code::FailedPrecondition,
         ImageError::Store { source, .. } => of_io(source),
     }
 }

@@ -8,6 +8,7 @@ mod convert;
 mod deadline;
 mod events;
 mod image_service;
+mod images;
 mod layer;
 mod listen;
 mod node_status;
@@ -18,6 +19,7 @@ mod snapshots;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use images::serve_images;
 pub(crate) use listen::bind;
 pub(crate) use server::serve;
 
@@ -38,6 +40,28 @@ mod wire {
     impl std::fmt::Debug for AuthConfig {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.write_str("AuthConfig(…)")
+        }
+    }
+}
+
+/// The messages, service and client of Cove's own command line, generated from `proto/images.proto`.
+pub(crate) mod own {
+    #![allow(
+        clippy::all,
+        clippy::pedantic,
+        clippy::allow_attributes_without_reason,
+        clippy::too_many_lines,
+        dead_code,
+        missing_docs,
+        missing_debug_implementations,
+        reason = "generated from proto/images.proto"
+    )]
+    tonic::include_proto!("cove.images.v1");
+
+    /// Never shows what it holds.
+    impl std::fmt::Debug for PullRequest {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "PullRequest({})", self.reference)
         }
     }
 }

@@ -8,6 +8,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use super::image_service::ImageApi;
+use super::images;
 use super::layer::CallLayer;
 use super::listen::Listening;
 use super::runtime_service::RuntimeApi;
@@ -16,7 +17,7 @@ use super::wire::runtime_service_server::RuntimeServiceServer;
 use crate::node::Node;
 
 /// The largest message in either direction: what a kubelet accepts (maxMsgSize of its CRI client).
-const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+pub(super) const MAX_MESSAGE: usize = 16 * 1024 * 1024;
 /// Calls at the same time on one connection: a kubelet with 500 pods has some 100 probes and operations under way.
 const MAX_STREAMS: u32 = 1024;
 /// Resets that wait to be seen before a connection is closed (CVE-2023-44487, rapid reset).
@@ -57,6 +58,7 @@ pub(crate) async fn serve(
                 .max_decoding_message_size(MAX_MESSAGE)
                 .max_encoding_message_size(MAX_MESSAGE),
         )
+        .add_service(images::service(node.images.clone()))
         .serve_with_incoming_shutdown(incoming, async {
             end.await;
             ending.send_replace(true);

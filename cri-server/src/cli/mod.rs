@@ -1,7 +1,10 @@
 //! The command line. Without a command `cove` is the daemon.
 
 mod config;
+mod connect;
+mod image;
 mod net;
+mod table;
 
 use std::error::Error;
 use std::io::Write;
@@ -27,6 +30,9 @@ pub(crate) enum Command {
     /// Show the default configuration, or check a file
     #[command(subcommand)]
     Config(config::Action),
+    /// List, pull, import and remove images
+    #[command(subcommand)]
+    Image(image::Action),
     /// Show how pods are attached to the network
     #[command(subcommand)]
     Net(net::Action),
@@ -51,6 +57,7 @@ pub(crate) fn arguments() -> Arguments {
 pub(crate) fn run(command: &Command, file: Option<&Path>) -> Result<(), Box<dyn Error>> {
     match command {
         Command::Config(action) => config::run(action, file),
+        Command::Image(action) => image::run(action, file),
         Command::Net(action) => net::run(action, file),
         Command::Debug(Debug::Steps) => {
             let points: Vec<String> = crate::step::points().collect();

@@ -1,12 +1,12 @@
 //! `cove net ls`: how pods are attached, from their records alone. Needs no daemon, and changes nothing.
 
 use std::error::Error;
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
 
 use clap::Subcommand;
 
+use super::table::table;
 use crate::config::Config;
 use crate::network::Attachment;
 use crate::sandbox::config::{NamespaceMode, PortMapping, Protocol};
@@ -29,7 +29,7 @@ pub(crate) enum Action {
 pub(super) fn run(action: &Action, option: Option<&Path>) -> Result<(), Box<dyn Error>> {
     let Action::Ls = action;
     let config = Config::load(option)?;
-    Ok(std::io::stdout().write_all(table(rows(&config)?).as_bytes())?)
+    Ok(std::io::stdout().write_all(table(HEAD, rows(&config)?).as_bytes())?)
 }
 
 /// One line a sandbox, the oldest first.
@@ -117,26 +117,6 @@ fn port(port: &PortMapping) -> String {
     format!("{host}:{}->{}/{protocol}", port.host_port, port.container_port)
 }
 
-/// Columns as wide as they must be; what is empty is a dash.
-fn table(rows: Vec<[String; 7]>) -> String {
-    let rows: Vec<_> = [HEAD.map(str::to_owned)].into_iter().chain(rows).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..HEAD.len()).map(width).collect();
-    let mut text = String::new();
-    for row in &rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            let cell = if cell.is_empty() { "-" } else { cell };
-            // Names are a kubelet's, and it is a terminal that they are shown on.
-            let plain: String = cell.chars().filter(|letter| !letter.is_control()).collect();
-            // Writing to a String cannot fail.
-            let _ = write!(line, "{plain:<width$}  ");
-        }
-        let _ = writeln!(text, "{}", line.trim_end());
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -182,7 +162,7 @@ mod tests {
         record(&settings, &"a".repeat(64), 3, None);
         record(&settings, &"c".repeat(64), 1, None);
         std::fs::write(settings.root.join("sandboxes").join("c".repeat(64)).join("state.json"), "x").unwrap();
-        let text = table(rows(&settings).unwrap());
+        let text = table(HEAD, rows(&settings).unwrap());
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 4, "{text}");
         assert!(lines[0].starts_with("POD") && lines[1].contains("cannot be used"), "{text}");

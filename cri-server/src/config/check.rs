@@ -265,7 +265,12 @@ fn wrong_images(images: &ImageOptions) -> Option<Wrong> {
         (!(1..=24 * 3600).contains(&count))
             .then(|| (key, count.to_string(), "must be 1 to 86400, which is a day"))
     };
-    parallel("images.max_parallel_layers", images.max_parallel_layers)
+    let pattern = images.pinned.iter().find(|pattern| !crate::image::is_pattern(pattern)).map(|pattern| {
+        let why = "must be a whole name, or PREFIX* or *INFIX*";
+        ("images.pinned", pattern.clone(), why)
+    });
+    pattern
+        .or_else(|| parallel("images.max_parallel_layers", images.max_parallel_layers))
         .or_else(|| parallel("images.max_parallel_ranges", images.max_parallel_ranges))
         .or_else(|| seconds("images.progress_seconds", images.progress_seconds))
         .or_else(|| seconds("images.max_wait_seconds", images.max_wait_seconds))
@@ -364,6 +369,7 @@ mod tests {
             ("[log]\nlevel = \"cove=loud\"", "log.level"),
             ("[images]\nhosts_dirs = [\"hosts\"]", "images.hosts_dirs"),
             ("cdi_dirs = [\"/etc/cdi\", \"cdi\"]", "cdi_dirs"),
+            ("[images]\npinned = [\"a*b\"]", "images.pinned"),
             ("[images]\nmax_parallel_layers = 0", "images.max_parallel_layers"),
             ("[images]\nmax_parallel_ranges = 33", "images.max_parallel_ranges"),
             ("[images]\nprogress_seconds = 0", "images.progress_seconds"),

@@ -1,7 +1,7 @@
 //! What one image may cost before a byte of it is unpacked (security-bar.md R28). Each error names the key of the
 //! configuration that was exceeded; what a layer may cost is [`cove_layer::Limits`].
 
-/// Limits of one pull. The defaults hold for every image that we know of.
+/// Limits of one pull, and of an archive. The defaults hold for every image that we know of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bounds {
     /// Bytes of a manifest, an index or a config. Registries refuse more than 4 MiB.
@@ -18,6 +18,11 @@ pub struct Bounds {
     pub blob_bytes: u64,
     /// Redirects of one request.
     pub redirects: usize,
+    /// Members of an archive that is imported, directories and links among them.
+    pub archive_entries: usize,
+    /// Bytes of members of an archive that are put by until it is known what they are: each is at most as large as a
+    /// document may be.
+    pub archive_spool_bytes: u64,
 }
 
 impl Default for Bounds {
@@ -30,6 +35,8 @@ impl Default for Bounds {
             layers: 127,
             blob_bytes: 64 << 30,
             redirects: 10,
+            archive_entries: 16_384,
+            archive_spool_bytes: 4 << 30,
         }
     }
 }

@@ -56,6 +56,7 @@ fn forget_images(store: &Store) -> Result<(), ImageError> {
     for id in &removed {
         let path = store.layout.record(id);
         store.discard(&path)?;
+        store.layout.discard_documents(id)?;
         store.index().images.remove(id);
     }
     match removed.first() {

@@ -95,6 +95,24 @@ pub enum ImageError {
         /// Why, with entry, path and errno.
         source: Arc<cove_layer::LayerError>,
     },
+    /// An archive that was to be imported is not what it says, lacks something, or is beyond a limit.
+    #[error("import: {part}: {reason}")]
+    Archive {
+        /// The member or the image that it is about.
+        part: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A layer of an archive could not be unpacked.
+    #[error("import: {part}: unpack into {directory:?}: {source}")]
+    ArchiveLayer {
+        /// The member.
+        part: String,
+        /// Where its files were being written.
+        directory: PathBuf,
+        /// Why, with entry, path and errno.
+        source: Arc<cove_layer::LayerError>,
+    },
     /// A file of the image store could not be read or written.
     #[error("image store: {doing} {path:?}: {source}")]
     Store {
@@ -117,7 +135,9 @@ impl ImageError {
         let is_full =
             |errno: rustix::io::Errno| errno == rustix::io::Errno::NOSPC || errno == rustix::io::Errno::DQUOT;
         match self {
-            Self::Layer { source, .. } => super::layer::errno(source).is_some_and(is_full),
+            Self::Layer { source, .. } | Self::ArchiveLayer { source, .. } => {
+                super::layer::errno(source).is_some_and(is_full)
+            }
             Self::Store { source, .. } => rustix::io::Errno::from_io_error(source).is_some_and(is_full),
             _ => false,
         }
@@ -133,6 +153,11 @@ impl ImageError {
             *text = format!("{text}{separator}(before: {earlier})");
         }
         self
+    }
+
+    /// What is wrong with a part of an archive.
+    pub(super) fn archive(part: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Archive { part: part.into(), reason: reason.into() }
     }
 
     /// A failed system call of the store.

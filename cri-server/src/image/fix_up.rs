@@ -61,7 +61,7 @@ pub(super) fn make(
     }
     let stage = Stage::new(store.clone())?;
     let inodes = build(&levels, &wanted, &Tree::open(&stage.files()).map_err(failed)?).map_err(failed)?;
-    let record = LayerRecord { size: 0, inodes, is_opaque: false, implicit: Vec::new() };
+    let record = LayerRecord { size: 0, inodes, is_opaque: false, implicit: Vec::new(), blob: None };
     stage.finish(key(id), &record).map(Some)
 }
 

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::ImageError;
 use super::manifest::Layer;
+use super::progress::{LayerProgress, LayerState};
 use super::record::LayerRecord;
 use super::registry::Registry;
 use super::stage::{Stage, StagedLayer};
@@ -42,19 +43,27 @@ pub(super) async fn fetch(
     layer: Layer,
     diff_id: Digest,
     limits: Arc<Limits>,
+    progress: Arc<LayerProgress>,
 ) -> Result<Option<StagedLayer>, ImageError> {
     if store.index().layers.contains_key(&diff_id) {
+        progress.set(LayerState::Present);
         return Ok(None);
     }
+    progress.set(LayerState::Arriving);
     let (feed, source) = stream::channel();
     let unpacking = {
         let (layer, diff_id) = (layer.clone(), diff_id.clone());
-        on_thread(move || unpack(store, source, &layer, diff_id, &limits))
+        on_thread("unpack", move || unpack(store, source, &layer, diff_id, &limits))
     };
-    let (fed, unpacked) = futures_util::future::join(pump(&registry, &layer, feed), unpacking).await;
+    let unpacking = async { unpacking.await.map_err(Fault::Store)? };
+    let fed = pump(&registry, &layer, feed, &progress);
+    let (fed, unpacked) = futures_util::future::join(fed, unpacking).await;
     // Whichever side failed first made the other fail: the network is the cause when the thread only saw no bytes.
     match (fed, unpacked) {
-        (_, Ok(staged)) => Ok(Some(staged)),
+        (_, Ok(staged)) => {
+            progress.set(LayerState::Done);
+            Ok(Some(staged))
+        }
         (Err(network), Err(Fault::CutOff)) => Err(network),
         (_, Err(fault)) => Err(error(&registry, &layer, fault)),
     }
@@ -62,30 +71,37 @@ pub(super) async fn fetch(
 
 /// Runs `work` on a thread of its own: it waits for the network, and would keep a thread of the pool that everything else
 /// on this node shares. It starts at once and ends by itself when its source is cut off.
-fn on_thread(
-    work: impl FnOnce() -> Result<StagedLayer, Fault> + Send + 'static,
-) -> impl Future<Output = Result<StagedLayer, Fault>> {
+pub(super) fn on_thread<T: Send + 'static>(
+    name: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> impl Future<Output = Result<T, ImageError>> {
     let (done, result) = oneshot::channel();
     let run = move || {
         // Nobody waits any more: dropping a whole layer keeps it.
         let _ = done.send(work());
     };
-    let started = std::thread::Builder::new().name("unpack".to_owned()).spawn(run);
+    let started = std::thread::Builder::new().name(name.to_owned()).spawn(run);
     async move {
-        let failed =
-            |error| Fault::Store(ImageError::store("start or end a thread to unpack into", "images", error));
+        let failed = |error| ImageError::store("start or end a thread to unpack into", "images", error);
         started.map_err(failed)?;
-        result.await.map_err(|_| failed(io::Error::other("the thread panicked")))?
+        result.await.map_err(|_| failed(io::Error::other("the thread panicked")))
     }
 }
 
 /// Sends the blob to the thread.
-async fn pump(registry: &Registry, layer: &Layer, feed: Feed) -> Result<(), ImageError> {
+async fn pump(
+    registry: &Registry,
+    layer: &Layer,
+    feed: Feed,
+    progress: &LayerProgress,
+) -> Result<(), ImageError> {
     let mut blob = registry.blob(&layer.blob).await?;
     while let Some(data) = blob.try_next().await? {
+        let count = data.len();
         if !feed.data(data).await {
             return Ok(());
         }
+        progress.add(count);
     }
     feed.end().await;
     Ok(())
@@ -117,7 +133,7 @@ fn unpack(
             unpacked.diff_id
         )));
     }
-    stage.finish(diff_id, &record(&unpacked)).map_err(Fault::Store)
+    stage.finish(diff_id, &record(&unpacked, Some(&layer.blob.digest))).map_err(Fault::Store)
 }
 
 /// The kernel's answer, where a file could not be written: then the layer is not to blame.
@@ -130,12 +146,13 @@ pub(super) fn errno(error: &LayerError) -> Option<rustix::io::Errno> {
 }
 
 /// What is kept of a layer beside its files.
-fn record(unpacked: &Unpacked) -> LayerRecord {
+pub(super) fn record(unpacked: &Unpacked, blob: Option<&Digest>) -> LayerRecord {
     LayerRecord {
         size: unpacked.size,
         inodes: unpacked.inodes.saturating_add(OWN_INODES),
         is_opaque: unpacked.opaque_root,
         implicit: unpacked.implicit.iter().map(|path| STANDARD.encode(path.as_os_str().as_bytes())).collect(),
+        blob: blob.map(Digest::to_string),
     }
 }
 
@@ -171,7 +188,7 @@ fn error(registry: &Registry, layer: &Layer, fault: Fault) -> ImageError {
 }
 
 /// The name of a limit of a layer in the configuration; the kernel's own limits have none there.
-fn limit_key(limit: &str) -> String {
+pub(super) fn limit_key(limit: &str) -> String {
     match limit {
         "path" | "component" => limit.to_owned(),
         limit => format!("image_limits.layer_{limit}"),

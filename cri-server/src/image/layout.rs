@@ -3,11 +3,12 @@
 //! ```text
 //! layers/DIFF-ID/fs          files of a layer; layers/DIFF-ID/layer.json what they take
 //! records/IMAGE-ID.json      one image
+//! documents/IMAGE-ID/        its config and its manifest, byte for byte
 //! tmp/N                      layers that are being unpacked
 //! trash/N                    what is being deleted
 //! ```
 //!
-//! What lies in `layers` is whole and synced: it came there by rename. Knows nothing of who uses what.
+//! What lies in `layers` and in `documents` is whole and synced: it came there by rename. Knows nothing of who uses what.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -23,6 +24,30 @@ use super::record::{self, LayerRecord};
 /// Nobody but root looks at the files of images: they hold setuid programs.
 const MODE: u32 = 0o700;
 
+/// Of an image's documents.
+const CONFIG: &str = "config.json";
+/// See [`CONFIG`].
+const MANIFEST: &str = "manifest.json";
+/// Larger than a document can be by any sensible `image_limits.document_bytes`.
+const MAX_DOCUMENT: u64 = 256 << 20;
+
+/// What an image was made from, byte for byte.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Documents {
+    /// Its digest is the image's id.
+    pub(super) config: Vec<u8>,
+    /// The manifest that led to it; an archive of `docker save` has none.
+    pub(super) manifest: Option<Vec<u8>>,
+}
+
+impl Documents {
+    /// Bytes of all.
+    pub(super) fn len(&self) -> u64 {
+        let manifest = self.manifest.as_ref().map_or(0, Vec::len);
+        u64::try_from(self.config.len() + manifest).unwrap_or(u64::MAX)
+    }
+}
+
 /// The directories, and the names that were given in `tmp` and `trash`.
 #[derive(Debug)]
 pub(super) struct Layout {
@@ -34,9 +59,14 @@ impl Layout {
     /// Makes the directories that are missing, and moves what an earlier daemon left half-done into the trash.
     pub(super) fn open(root: PathBuf) -> Result<Self, ImageError> {
         let layout = Self { root, next: AtomicU64::new(0) };
-        for directory in
-            [layout.root.clone(), layout.layers(), layout.records(), layout.tmp(), layout.trash()]
-        {
+        for directory in [
+            layout.root.clone(),
+            layout.layers(),
+            layout.records(),
+            layout.documents(),
+            layout.tmp(),
+            layout.trash(),
+        ] {
             DirBuilder::new()
                 .recursive(true)
                 .mode(MODE)
@@ -64,6 +94,14 @@ impl Layout {
     /// Where records lie.
     pub(super) fn records(&self) -> PathBuf {
         self.root.join("records")
+    }
+
+    fn documents(&self) -> PathBuf {
+        self.root.join("documents")
+    }
+
+    fn documents_of(&self, id: &Digest) -> PathBuf {
+        self.documents().join(id.hex())
     }
 
     fn tmp(&self) -> PathBuf {
@@ -114,6 +152,51 @@ impl Layout {
     /// Names of the files in `records`.
     pub(super) fn record_names(&self) -> Result<Vec<String>, ImageError> {
         names(&self.records())
+    }
+
+    /// What is kept of an image's documents. What is missing or no file counts as not kept.
+    pub(super) fn read_documents(&self, id: &Digest) -> Result<Option<Documents>, ImageError> {
+        let read = |name| read_document(&self.documents_of(id).join(name));
+        Ok(match read(CONFIG)? {
+            Some(config) => Some(Documents { config, manifest: read(MANIFEST)? }),
+            None => None,
+        })
+    }
+
+    /// Writes an image's documents where nobody looks for them.
+    pub(super) fn stage_documents(&self, documents: &Documents) -> Result<PathBuf, ImageError> {
+        let stage = self.tmp().join(self.number());
+        let write = |name, bytes: &[u8]| fs::write(stage.join(name), bytes);
+        DirBuilder::new()
+            .mode(MODE)
+            .create(&stage)
+            .and_then(|()| write(CONFIG, &documents.config))
+            .and_then(|()| documents.manifest.iter().try_for_each(|manifest| write(MANIFEST, manifest)))
+            .map_err(|error| ImageError::store("write documents", &stage, error))?;
+        Ok(stage)
+    }
+
+    /// Makes staged, synced documents those of an image.
+    pub(super) fn publish_documents(&self, stage: &Path, id: &Digest) -> Result<(), ImageError> {
+        let target = self.documents_of(id);
+        self.discard(&target)?;
+        fs::rename(stage, &target).map_err(|error| ImageError::store("publish documents", &target, error))?;
+        record::sync_parent(&target)
+    }
+
+    /// Takes an image's documents out of sight.
+    pub(super) fn discard_documents(&self, id: &Digest) -> Result<(), ImageError> {
+        self.discard(&self.documents_of(id))
+    }
+
+    /// Takes the documents out of sight that belong to none of these records.
+    pub(super) fn discard_lost_documents(&self, records: &[String]) -> Result<(), ImageError> {
+        for name in names(&self.documents())? {
+            if !records.iter().any(|record| record.strip_suffix(".json") == Some(&name)) {
+                self.discard(&self.documents().join(name))?;
+            }
+        }
+        Ok(())
     }
 
     /// A new directory for a layer that is being unpacked, with `fs` in it.
@@ -198,6 +281,17 @@ impl Layout {
 
     fn number(&self) -> String {
         self.next.fetch_add(1, Ordering::Relaxed).to_string()
+    }
+}
+
+fn read_document(path: &Path) -> Result<Option<Vec<u8>>, ImageError> {
+    let failed = |error| ImageError::store("read document", path, error);
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() && metadata.len() <= MAX_DOCUMENT => {
+            fs::read(path).map(Some).map_err(failed)
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+        _ => Ok(None),
     }
 }
 

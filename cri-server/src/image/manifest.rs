@@ -10,8 +10,10 @@ use serde::{Deserialize, Deserializer};
 
 use super::bounds::Bounds;
 
-const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// An image.
+pub(super) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// Images for several platforms, and what `index.json` of a layout is.
+pub(super) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const CONFIGS: [&str; 2] =
@@ -91,7 +93,7 @@ pub(super) fn host_architecture() -> &'static str {
 
 impl Platform {
     /// Whether this machine runs it. A variant beyond the architecture's base (amd64/v3, arm64/v9) is not assumed.
-    fn is_ours(&self) -> bool {
+    pub(super) fn is_ours(&self) -> bool {
         let base = match self.architecture.as_str() {
             "amd64" => "v1",
             "arm64" => "v8",

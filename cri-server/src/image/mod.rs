@@ -1,6 +1,7 @@
 //! Images: names, registry, pull, store.
 //!
-//! [`Images`] is what the rest of the daemon uses. A pull is [`pull`]; what it needs lies in one file each: names in
+//! [`Images`] is what the rest of the daemon uses. A pull is [`pull`], an import [`import`] of what `plan` finds in
+//! `contents`; what it needs lies in one file each: names in
 //! `reference`, the registry in `registry` over `transport`, documents in `manifest` and `config`, layers in `layer` and
 //! `stage`, disk in `layout` and `record`, memory in `store` and `catalog`. Never runs anything that came with an image, and
 //! reads none of its labels.
@@ -12,14 +13,21 @@ mod catalog;
 mod collect;
 mod commit;
 mod config;
+mod contents;
 mod error;
 mod fix_up;
 mod flight;
 mod hosts;
+mod import;
+#[cfg(test)]
+mod import_tests;
 mod layer;
 mod layout;
 mod lease;
 mod manifest;
+mod pinned;
+mod plan;
+mod progress;
 mod pull;
 mod record;
 mod reference;
@@ -30,6 +38,7 @@ mod secret;
 mod stage;
 mod store;
 mod stream;
+pub(crate) mod tar;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -41,11 +50,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cove_layer::{Algorithm, Digest, Limits};
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use hyper::body::Bytes;
 
 pub use bounds::Bounds;
 pub use error::ImageError;
 use flight::Flights;
+pub use import::Choices;
+use pinned::Pinned;
+pub(crate) use pinned::is_pattern;
+use progress::{Board, LayerProgress};
+pub use progress::{LayerNow, LayerState, Progress};
 use reference::Reference;
 use registry::{Manner, Patience, Ranges, Registry};
 pub use secret::Secret;
@@ -77,6 +92,8 @@ pub struct Options {
     pub hosts_dirs: Vec<PathBuf>,
     /// Who stands between this node and registries.
     pub proxies: Proxies,
+    /// Names of images that are never collected (see `pinned`).
+    pub pinned: Vec<String>,
     /// How many layers of one pull are fetched at once.
     pub parallel_layers: usize,
     /// How long a registry may send nothing.
@@ -101,6 +118,7 @@ impl Default for Options {
             plain_http: Vec::new(),
             hosts_dirs: Vec::new(),
             proxies: Proxies::default(),
+            pinned: Vec::new(),
             parallel_layers: PARALLEL_LAYERS,
             progress: PROGRESS_LIMIT,
             parallel_ranges: PARALLEL_RANGES,
@@ -220,15 +238,22 @@ struct Shared {
     manner: Manner,
     hosts_dirs: Vec<PathBuf>,
     /// Pulls that run, by reference and credentials.
-    pulls: Flights<(Reference, Option<Digest>), Image>,
+    pulls: Flights<PullKey, Image>,
     /// Layers that are being fetched.
     layers: Flights<pull::LayerKey, Option<stage::StagedLayer>>,
+    /// How far each pull is.
+    pulling: Board<PullKey, Progress>,
+    /// How far each layer is.
+    fetching: Board<pull::LayerKey, LayerProgress>,
     parallel_layers: usize,
     limits: Arc<Limits>,
 }
 
+/// What makes two pulls one: the reference, and the credentials.
+type PullKey = (Reference, Option<Digest>);
+
 /// Every image of this node.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Images {
     shared: Arc<Shared>,
 }
@@ -238,7 +263,7 @@ impl Images {
     /// removes what an earlier daemon left half-done. Nothing is collected before [`Images::recovered`].
     pub fn open(root: &Path, options: Options) -> Result<Self, ImageError> {
         let (sender, jobs) = std::sync::mpsc::channel();
-        let store = Arc::new(Store::open(root.join("images"), sender)?);
+        let store = Arc::new(Store::open(root.join("images"), Pinned::new(&options.pinned), sender)?);
         background::start(Arc::downgrade(&store), jobs)?;
         let shared = Shared {
             store,
@@ -246,6 +271,8 @@ impl Images {
             hosts_dirs: options.hosts_dirs,
             pulls: Flights::default(),
             layers: Flights::default(),
+            pulling: Board::default(),
+            fetching: Board::default(),
             parallel_layers: options.parallel_layers.max(1),
             limits: Arc::new(options.limits),
         };
@@ -262,6 +289,16 @@ impl Images {
     /// Pulls `reference` and returns the image once it is whole, synced and visible. Pulls of the same reference with the
     /// same credentials are one. Cancelled by dropping the future: the last of them ends it, and whole layers are kept.
     pub async fn pull(&self, reference: &str, auth: Option<Auth>) -> Result<Arc<Image>, ImageError> {
+        self.pull_watched(reference, auth, |_| ()).await
+    }
+
+    /// The same, and tells `watch` where it can be seen how far the pull is.
+    pub async fn pull_watched(
+        &self,
+        reference: &str,
+        auth: Option<Auth>,
+        watch: impl FnOnce(Arc<Progress>) + Send,
+    ) -> Result<Arc<Image>, ImageError> {
         let reference = Reference::parse(reference)?;
         let credentials = auth::Credentials::new(auth.as_ref(), &reference)?;
         let hosts = {
@@ -270,8 +307,55 @@ impl Images {
         };
         let registry = Registry::new(self.shared.manner.clone(), reference.clone(), hosts, credentials);
         let key = (reference, auth::fingerprint(auth.as_ref()));
+        let new = || Progress::new(registry.reference().to_string());
+        let progress = self.shared.pulling.join(key.clone(), new);
+        watch(progress.clone());
         let shared = self.shared.clone();
-        self.shared.pulls.join(key, || pull::pull(shared, Arc::new(registry)).boxed()).await
+        self.shared.pulls.join(key, || pull::pull(shared, Arc::new(registry), progress).boxed()).await
+    }
+
+    /// Every pull that runs, and how far it is.
+    pub fn pulls(&self) -> Vec<Arc<Progress>> {
+        let mut pulls = self.shared.pulling.all();
+        pulls.sort_by_key(|pull| std::cmp::Reverse(pull.age()));
+        pulls
+    }
+
+    /// Takes in the images of an archive (`docker save`, or a tar of an OCI image layout) that arrives as a stream, and is
+    /// unpacked while it does. Dropping the future ends it, and leaves nothing.
+    pub async fn import<E>(
+        &self,
+        archive: impl Stream<Item = Result<Bytes, E>> + Send,
+        choices: Choices,
+        progress: Arc<Progress>,
+    ) -> Result<Vec<Arc<Image>>, ImageError> {
+        let (feed, source) = stream::channel();
+        let shared = self.shared.clone();
+        let working = layer::on_thread("import", move || {
+            let bounds = &shared.manner.bounds;
+            import::import(&shared.store, source, &choices, bounds, &shared.limits, &progress)
+        });
+        let feeding = async {
+            let mut archive = std::pin::pin!(archive);
+            while let Some(bytes) = archive.next().await {
+                // Without an end, a feed that is dropped cuts the archive off.
+                let Ok(bytes) = bytes else { return };
+                if !feed.data(bytes).await {
+                    return;
+                }
+            }
+            feed.end().await;
+        };
+        let ((), imported) = futures_util::future::join(feeding, working).await;
+        imported?
+    }
+
+    /// Which of these diff IDs are layers in the store. What is no diff ID is in no store.
+    pub fn present(&self, diff_ids: &[String]) -> Vec<String> {
+        let index = self.shared.store.index();
+        let is_there =
+            |text: &&String| text.parse::<Digest>().is_ok_and(|diff_id| index.layers.contains_key(&diff_id));
+        diff_ids.iter().filter(is_there).cloned().collect()
     }
 
     /// Whole images, each once; with a filter, those it names (by reference or id).

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use cove_layer::Digest;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 
+use super::commit::Whole;
 use super::lease::Pins;
 use super::manifest::Layer;
+use super::progress::{LayerProgress, Progress};
 use super::reference::Reference;
 use super::registry::Registry;
 use super::resolve::{self, Resolved};
@@ -21,11 +23,19 @@ use super::{Image, ImageError, Shared, commit, fix_up, layer};
 /// pull would wait for whatever registry some other image names for it.
 pub(super) type LayerKey = (String, Digest, Digest);
 
-/// A layer of the image: its diff ID and its blob.
-type Wanted = (Digest, Layer);
+/// A layer of the image.
+struct Wanted {
+    key: LayerKey,
+    layer: Layer,
+    progress: Arc<LayerProgress>,
+}
 
 /// Pulls one reference with one set of credentials.
-pub(super) async fn pull(shared: Arc<Shared>, registry: Arc<Registry>) -> Result<Arc<Image>, ImageError> {
+pub(super) async fn pull(
+    shared: Arc<Shared>,
+    registry: Arc<Registry>,
+    progress: Arc<Progress>,
+) -> Result<Arc<Image>, ImageError> {
     let reference = registry.reference().clone();
     if let Some(image) = unchanged(&shared, &registry, &reference).await? {
         return Ok(image);
@@ -35,7 +45,7 @@ pub(super) async fn pull(shared: Arc<Shared>, registry: Arc<Registry>) -> Result
     let mut needed = resolved.config.diff_ids.clone();
     needed.push(fix_up::key(&resolved.id));
     let _pins = Pins::new(shared.store.clone(), &needed);
-    let staged = fetch_layers(&shared, &registry, &resolved).await?;
+    let staged = fetch_layers(&shared, &registry, &resolved, &progress).await?;
     tracing::debug!(image = %resolved.id, %reference, layers = staged.len(), "all layers are here");
     finish(&shared, reference, resolved, staged).await
 }
@@ -66,10 +76,19 @@ async fn fetch_layers(
     shared: &Arc<Shared>,
     registry: &Arc<Registry>,
     resolved: &Resolved,
+    progress: &Progress,
 ) -> Result<Vec<Arc<Option<StagedLayer>>>, ImageError> {
     let mut seen = HashSet::new();
     let wanted = resolved.config.diff_ids.iter().cloned().zip(resolved.manifest.layers.iter().cloned());
-    let wanted: Vec<Wanted> = wanted.filter(|(diff_id, _)| seen.insert(diff_id.clone())).collect();
+    let wanted = wanted.filter(|(diff_id, _)| seen.insert(diff_id.clone()));
+    let watched = |(diff_id, layer): (Digest, Layer)| {
+        let key = (registry.reference().domain().to_owned(), layer.blob.digest.clone(), diff_id.clone());
+        let new = || LayerProgress::new(layer.blob.digest.to_string(), layer.blob.size);
+        let watched = shared.fetching.join(key.clone(), new);
+        progress.layer(watched.clone());
+        Wanted { key, layer, progress: watched }
+    };
+    let wanted: Vec<Wanted> = wanted.map(watched).collect();
     let mut whole = Vec::new();
     let mut fetches = futures_util::stream::iter(wanted)
         .map(|wanted| join_layer(shared, registry, wanted))
@@ -91,13 +110,13 @@ async fn fetch_layers(
 async fn join_layer(
     shared: &Arc<Shared>,
     registry: &Arc<Registry>,
-    (diff_id, layer): Wanted,
+    Wanted { key, layer, progress }: Wanted,
 ) -> Result<Arc<Option<StagedLayer>>, ImageError> {
-    let key = (registry.reference().domain().to_owned(), layer.blob.digest.clone(), diff_id.clone());
     let work = || {
         let (store, registry, limits) = (shared.store.clone(), registry.clone(), shared.limits.clone());
-        let (layer, diff_id) = (layer.clone(), diff_id.clone());
-        async move { layer::fetch(store, registry, layer, diff_id, limits).await.map(Arc::new) }.boxed()
+        let (layer, diff_id, progress) = (layer.clone(), key.2.clone(), progress.clone());
+        async move { layer::fetch(store, registry, layer, diff_id, limits, progress).await.map(Arc::new) }
+            .boxed()
     };
     let mut is_own = false;
     let start = || {
@@ -106,7 +125,7 @@ async fn join_layer(
     };
     match shared.layers.join(key.clone(), start).await {
         // It was another pull's, whose repository or credentials may be why.
-        Err(_) if !is_own => shared.layers.join(key, work).await,
+        Err(_) if !is_own => shared.layers.join(key.clone(), work).await,
         fetched => fetched,
     }
 }
@@ -118,10 +137,19 @@ async fn finish(
     staged: Vec<Arc<Option<StagedLayer>>>,
 ) -> Result<Arc<Image>, ImageError> {
     let store = shared.store.clone();
+    let whole = Whole {
+        repo_tags: reference.repo_tag().into_iter().collect(),
+        repo_digests: vec![reference.repo_digest(&resolved.asked)],
+        id: resolved.id,
+        config: resolved.config,
+        documents: resolved.documents,
+        pinned: false,
+    };
     blocking::run(move || {
-        let committed = commit::commit(&store, &reference, &resolved, &staged);
+        let fetched: Vec<&StagedLayer> = staged.iter().filter_map(|layer| Option::as_ref(layer)).collect();
+        let committed = commit::commit(&store, &whole, &fetched);
         if committed.as_ref().is_err_and(ImageError::is_disk_full) {
-            staged.iter().filter_map(|layer| Option::as_ref(layer)).for_each(StagedLayer::unwanted);
+            fetched.iter().for_each(|layer| layer.unwanted());
         }
         committed
     })

@@ -36,6 +36,9 @@ pub(super) struct Record {
     pub(super) fix_up: Option<String>,
     /// Bytes of manifest and config.
     pub(super) document_bytes: u64,
+    /// Never collected: it was imported so.
+    #[serde(default)]
+    pub(super) pinned: bool,
     /// What it says of containers.
     pub(super) config: ImageConfig,
 }
@@ -52,6 +55,9 @@ pub(super) struct LayerRecord {
     /// Directories that no entry of the layer named, relative to its root: the image decides what they look like
     /// (design.md decision 8). Base64, since a path is bytes.
     pub(super) implicit: Vec<String>,
+    /// The digest of the blob that it was unpacked from: who brings the same blob brings the same layer.
+    #[serde(default)]
+    pub(super) blob: Option<String>,
 }
 
 /// Writes a record and syncs it: on return it survives a power loss.
@@ -156,6 +162,7 @@ mod tests {
             layers: Vec::new(),
             fix_up: None,
             document_bytes: 3,
+            pinned: false,
             config: ImageConfig { user: "u".into(), ..ImageConfig::default() },
         }
     }

@@ -62,6 +62,7 @@ fn remove_unlisted(store: &Store, text: &str) -> Result<(), ImageError> {
         return Ok(());
     }
     store.discard(&path)?;
+    store.layout.discard_documents(&id)?;
     let mut index = store.index();
     index.incomplete.remove(&id);
     index.unreadable.remove(&path);

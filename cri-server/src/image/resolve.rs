@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use cove_layer::Digest;
 
 use super::config::{self, Config};
+use super::layout::Documents;
 use super::manifest::{self, Descriptor, Manifest, Parsed};
 use super::reference::Selector;
 use super::registry::{Document, Registry};
@@ -21,8 +22,8 @@ pub(super) struct Resolved {
     pub(super) manifest: Manifest,
     /// Their diff IDs, and what containers need.
     pub(super) config: Config,
-    /// Bytes of manifest and config, which count into the image's size.
-    pub(super) document_bytes: u64,
+    /// What it was described by, as it came.
+    pub(super) documents: Documents,
 }
 
 /// Asks the registry what the reference is.
@@ -41,14 +42,14 @@ pub(super) async fn resolve(registry: &Registry) -> Result<Resolved, ImageError>
     let parsed = manifest::parse(&document.bytes, document.media_type.as_deref(), &registry.bounds)
         .map_err(|reason| registry.content(&what, reason))?;
     let (manifest, manifest_bytes) = match parsed {
-        Parsed::Manifest(manifest) => (manifest, document.bytes.len()),
+        Parsed::Manifest(manifest) => (manifest, document.bytes),
         Parsed::Index(index) => descend(registry, &what, index).await?,
     };
     let config_bytes = registry.small_blob(&manifest.config).await?;
     let config = config::parse(&config_bytes, manifest.layers.len())
         .map_err(|reason| registry.content(&format!("config {}", manifest.config), reason))?;
-    let document_bytes = u64::try_from(manifest_bytes + config_bytes.len()).unwrap_or(u64::MAX);
-    Ok(Resolved { asked, id: manifest.config.digest.clone(), manifest, config, document_bytes })
+    let documents = Documents { config: config_bytes, manifest: Some(manifest_bytes) };
+    Ok(Resolved { asked, id: manifest.config.digest.clone(), manifest, config, documents })
 }
 
 /// The digest of a document that was asked for by tag: its own, which the registry's must equal.
@@ -72,7 +73,7 @@ async fn descend(
     registry: &Registry,
     what: &str,
     index: Vec<Descriptor>,
-) -> Result<(Manifest, usize), ImageError> {
+) -> Result<(Manifest, Vec<u8>), ImageError> {
     let mut seen = HashSet::new();
     let mut next: Vec<(Descriptor, usize)> = queue(&index, 1);
     while let Some((descriptor, depth)) = next.pop() {
@@ -110,7 +111,7 @@ async fn fetch(
     registry: &Registry,
     what: &str,
     descriptor: &Descriptor,
-) -> Result<(Parsed, usize), ImageError> {
+) -> Result<(Parsed, Vec<u8>), ImageError> {
     let document = registry.manifest(&descriptor.digest.to_string()).await?;
     let refused = |reason| registry.content(what, reason);
     descriptor.verify(&document.bytes).map_err(refused)?;
@@ -122,5 +123,5 @@ async fn fetch(
     }
     let parsed =
         manifest::parse(&document.bytes, Some(&descriptor.media_type), &registry.bounds).map_err(refused)?;
-    Ok((parsed, document.bytes.len()))
+    Ok((parsed, document.bytes))
 }

@@ -41,6 +41,7 @@ impl Stage {
             size: layer.size,
             inodes: layer.inodes,
             is_opaque: layer.is_opaque,
+            blob: layer.blob.as_ref().and_then(|blob| blob.parse().ok()),
         });
         Ok(StagedLayer {
             store: self.store.clone(),
@@ -73,6 +74,7 @@ pub(super) struct Kept {
     size: u64,
     inodes: u64,
     is_opaque: bool,
+    blob: Option<Digest>,
 }
 
 /// A whole layer, and whether it is visible yet. Shared by all pulls that wait for it; when the last of them is gone and it
@@ -150,7 +152,13 @@ fn publish(store: &Store, kept: &Kept, kept_until: Option<Instant>) -> Result<()
     } else {
         store.layout.publish(&kept.directory, &kept.diff_id)?;
     }
-    let entry = LayerEntry { size: kept.size, inodes: kept.inodes, is_opaque: kept.is_opaque, kept_until };
+    let entry = LayerEntry {
+        size: kept.size,
+        inodes: kept.inodes,
+        is_opaque: kept.is_opaque,
+        blob: kept.blob.clone(),
+        kept_until,
+    };
     store.index().layers.insert(kept.diff_id.clone(), entry);
     Ok(())
 }

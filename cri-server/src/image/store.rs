@@ -16,6 +16,7 @@ use cove_layer::Digest;
 use super::background::Job;
 use super::catalog::Catalog;
 use super::layout::Layout;
+use super::pinned::Pinned;
 use super::record::{self, LayerRecord, Record};
 use super::{Image, ImageError};
 
@@ -31,6 +32,8 @@ pub(super) struct LayerEntry {
     pub(super) inodes: u64,
     /// No layer below it is seen.
     pub(super) is_opaque: bool,
+    /// The blob that it was unpacked from, where that is known.
+    pub(super) blob: Option<Digest>,
     /// No image refers to it yet, and it is kept until then all the same.
     pub(super) kept_until: Option<Instant>,
 }
@@ -48,12 +51,14 @@ pub(super) struct Entry {
 
 impl Entry {
     /// Another image has these tags now. Whether this one had any of them.
-    pub(super) fn drop_tags(&mut self, tags: &[String]) -> bool {
+    pub(super) fn drop_tags(&mut self, tags: &[String], pinned: &Pinned) -> bool {
         let before = self.record.repo_tags.len();
         self.record.repo_tags.retain(|tag| !tags.contains(tag));
         let changed = self.record.repo_tags.len() < before;
         if changed {
-            Arc::make_mut(&mut self.image).repo_tags.clone_from(&self.record.repo_tags);
+            let image = Arc::make_mut(&mut self.image);
+            image.repo_tags.clone_from(&self.record.repo_tags);
+            image.pinned = is_pinned(&self.record, pinned);
         }
         changed
     }
@@ -93,6 +98,7 @@ impl Index {
 #[derive(Debug)]
 pub(super) struct Store {
     pub(super) layout: Layout,
+    pub(super) pinned: Pinned,
     writer: Mutex<()>,
     index: Mutex<Index>,
     catalog: ArcSwap<Catalog>,
@@ -101,11 +107,12 @@ pub(super) struct Store {
 
 impl Store {
     /// Reads every record. What is damaged or lacks layers is not listed and left as it is.
-    pub(super) fn open(root: PathBuf, background: Sender<Job>) -> Result<Self, ImageError> {
+    pub(super) fn open(root: PathBuf, pinned: Pinned, background: Sender<Job>) -> Result<Self, ImageError> {
         let layout = Layout::open(root)?;
-        let index = load(&layout)?;
+        let index = load(&layout, &pinned)?;
         let catalog = ArcSwap::from_pointee(Catalog::new(&index));
-        let store = Self { layout, writer: Mutex::default(), index: Mutex::new(index), catalog, background };
+        let store =
+            Self { layout, pinned, writer: Mutex::default(), index: Mutex::new(index), catalog, background };
         store.later(Job::EmptyTrash);
         Ok(store)
     }
@@ -154,16 +161,17 @@ impl Store {
         layers: &[Digest],
         present: &HashMap<Digest, LayerEntry>,
     ) -> Arc<Image> {
-        Arc::new(image(&self.layout, record, layers, present))
+        Arc::new(image(&self.layout, &self.pinned, record, layers, present))
     }
 }
 
-fn load(layout: &Layout) -> Result<Index, ImageError> {
+fn load(layout: &Layout, pinned: &Pinned) -> Result<Index, ImageError> {
     let kept_until = Instant::now().checked_add(KEEP_LAYERS);
     let entry = |layer: LayerRecord| LayerEntry {
         size: layer.size,
         inodes: layer.inodes,
         is_opaque: layer.is_opaque,
+        blob: layer.blob.and_then(|blob| blob.parse().ok()),
         kept_until,
     };
     let mut index = Index {
@@ -171,7 +179,9 @@ fn load(layout: &Layout) -> Result<Index, ImageError> {
         ..Index::default()
     };
     let mut records = Vec::new();
-    for name in layout.record_names()? {
+    let names = layout.record_names()?;
+    layout.discard_lost_documents(&names)?;
+    for name in names {
         let path = layout.records().join(&name);
         if name.ends_with(".new") {
             layout.discard(&path)?;
@@ -187,7 +197,7 @@ fn load(layout: &Layout) -> Result<Index, ImageError> {
     }
     records.sort_by_key(|(record, ..)| record.sequence);
     for (record, id, layers) in records {
-        insert(layout, &mut index, record, id, layers);
+        insert(layout, pinned, &mut index, record, id, layers);
     }
     Ok(index)
 }
@@ -204,7 +214,14 @@ fn read(layout: &Layout, path: &Path) -> Result<(Record, Digest, Vec<Digest>), S
 }
 
 /// Takes in a record that is later than all before it: its names are its own.
-fn insert(layout: &Layout, index: &mut Index, record: Record, id: Digest, layers: Vec<Digest>) {
+fn insert(
+    layout: &Layout,
+    pinned: &Pinned,
+    index: &mut Index,
+    record: Record,
+    id: Digest,
+    layers: Vec<Digest>,
+) {
     index.sequence = record.sequence;
     if let Some(missing) = layers.iter().find(|layer| !index.layers.contains_key(layer)) {
         tracing::warn!(image = %id, layer = %missing, "an image lacks a layer: not listed until it is pulled again");
@@ -212,9 +229,9 @@ fn insert(layout: &Layout, index: &mut Index, record: Record, id: Digest, layers
         return;
     }
     for entry in index.images.values_mut() {
-        entry.drop_tags(&record.repo_tags);
+        entry.drop_tags(&record.repo_tags, pinned);
     }
-    let image = Arc::new(image(layout, &record, &layers, &index.layers));
+    let image = Arc::new(image(layout, pinned, &record, &layers, &index.layers));
     index.images.insert(id, Entry { record, layers, image });
 }
 
@@ -232,8 +249,13 @@ pub(super) fn stack(layers: &[Digest], present: &HashMap<Digest, LayerEntry>) ->
     stack
 }
 
+fn is_pinned(record: &Record, pinned: &Pinned) -> bool {
+    record.pinned || pinned.names_one_of(record.repo_tags.iter().chain(&record.repo_digests))
+}
+
 fn image(
     layout: &Layout,
+    pinned: &Pinned,
     record: &Record,
     layers: &[Digest],
     present: &HashMap<Digest, LayerEntry>,
@@ -246,7 +268,7 @@ fn image(
         repo_tags: record.repo_tags.clone(),
         repo_digests: record.repo_digests.clone(),
         size: bytes.saturating_add(record.document_bytes),
-        pinned: false,
+        pinned: is_pinned(record, pinned),
         config: record.config.clone(),
         layers: stack(layers, present).iter().map(|layer| layout.layer_files(layer)).collect(),
     }

@@ -6,9 +6,12 @@
 //! size has a limit in [`Limits`]. It knows no registry and no image, never syncs, and never makes a layer visible:
 //! that is for its caller, after it has compared [`Unpacked::diff_id`].
 //!
+//! [`Archive`] reads what carries images and not files: a tar whose members are layers and documents. It makes nothing.
+//!
 //! [`fix_up`] then looks at all layers of an image together, for the directories that no entry named.
 #![forbid(unsafe_code)]
 
+mod archive;
 mod compression;
 mod digest;
 mod error;
@@ -19,6 +22,7 @@ mod tar;
 mod tree;
 mod unpack;
 
+pub use archive::{Archive, Body, Member, MemberKind};
 pub use compression::Compression;
 pub use digest::{Algorithm, Digest, DigestError, Hasher, HashingReader};
 pub use error::{Fault, LayerError, Name};

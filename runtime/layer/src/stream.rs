@@ -18,6 +18,8 @@ pub(crate) struct Stream<R: Read> {
     start: usize,
     end: usize,
     hasher: Hasher,
+    /// Somebody wants the diff ID.
+    is_hashed: bool,
     /// Uncompressed bytes that came out.
     produced: u64,
     /// Uncompressed bytes that were consumed.
@@ -36,9 +38,15 @@ impl<R: Read> Stream<R> {
             start: 0,
             end: 0,
             hasher: Hasher::new(Algorithm::Sha256),
+            is_hashed: true,
             produced: 0,
             offset: 0,
         })
+    }
+
+    /// The same for an archive that has no diff ID: what it carries has digests of its own.
+    pub(crate) fn unhashed(self) -> Self {
+        Self { is_hashed: false, ..self }
     }
 
     /// How many uncompressed bytes lie behind.
@@ -115,7 +123,9 @@ impl<R: Read> Stream<R> {
         };
         self.start = 0;
         self.end = count;
-        self.hasher.update(self.buffer.get(..count).unwrap_or_default());
+        if self.is_hashed {
+            self.hasher.update(self.buffer.get(..count).unwrap_or_default());
+        }
         self.produced = self.produced.saturating_add(as_u64(count));
         self.check()
     }

@@ -7,6 +7,7 @@ pub(super) mod field;
 pub(super) mod filter;
 pub(super) mod image;
 pub(super) mod metrics;
+pub(super) mod own;
 pub(super) mod process;
 pub(super) mod sandbox;
 pub(super) mod security;

@@ -1,0 +1,57 @@
+//! Images and their progress on the wire of Cove's own command line.
+
+use super::super::own as wire;
+use super::field::no_control;
+use crate::error::Error;
+use crate::image::{Image, LayerNow, LayerState, Progress};
+
+/// The longest reference: see `convert::image`.
+const MAX_REFERENCE: usize = 1024;
+
+/// A name of an image that a request has in this field.
+pub(in crate::api) fn reference(field: &'static str, text: String) -> Result<String, Error> {
+    if text.is_empty() || text.len() > MAX_REFERENCE {
+        return Err(Error::invalid(field, format!("must have 1 to {MAX_REFERENCE} bytes")));
+    }
+    no_control(field, &text)?;
+    Ok(text)
+}
+
+/// An image.
+pub(in crate::api) fn image(image: &Image) -> wire::Image {
+    wire::Image {
+        id: image.id.clone(),
+        tags: image.repo_tags.clone(),
+        digests: image.repo_digests.clone(),
+        size: image.size,
+        pinned: image.pinned,
+    }
+}
+
+/// How far something is.
+pub(in crate::api) fn progress(progress: &Progress) -> wire::Progress {
+    wire::Progress {
+        subject: progress.subject().to_owned(),
+        milliseconds: u64::try_from(progress.age().as_millis()).unwrap_or(u64::MAX),
+        layers: progress.layers().into_iter().map(layer).collect(),
+    }
+}
+
+fn layer(LayerNow { name, size, bytes, state }: LayerNow) -> wire::Layer {
+    let state = match state {
+        LayerState::Waiting => wire::LayerState::Waiting,
+        LayerState::Arriving => wire::LayerState::Arriving,
+        LayerState::Done => wire::LayerState::Done,
+        LayerState::Present => wire::LayerState::Present,
+    };
+    wire::Layer { name, size, bytes, state: state.into() }
+}
+
+/// The end: how far it came, and the images.
+pub(in crate::api) fn finished<I: std::ops::Deref<Target = Image>>(
+    at: &Progress,
+    images: &[I],
+) -> wire::Event {
+    let images = images.iter().map(|one| image(one)).collect();
+    wire::Event { progress: Some(progress(at)), finished: Some(wire::Finished { images }) }
+}

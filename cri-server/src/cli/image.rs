@@ -1,0 +1,144 @@
+//! `cove image`: images beyond what the CRI has words for. Asks the daemon, or works by itself where none runs (see `connect`).
+
+mod archive;
+mod bars;
+mod list;
+
+use std::error::Error;
+use std::io::{BufRead as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use tonic::{Status, Streaming};
+
+use super::connect::{self, Connected};
+use crate::api::own::{Event, Image, PullRequest, RemoveRequest};
+use crate::config::Config;
+use bars::Bars;
+
+/// What to do with images.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Action {
+    /// List images, or with --pulling the pulls that run, those of a kubelet among them
+    Ls {
+        /// Pulls that run: bytes and rates of every layer
+        #[arg(long)]
+        pulling: bool,
+    },
+    /// Pull an image, and show how far each layer is
+    Pull(Pull),
+    /// Remove images with all their names
+    Rm {
+        /// Names, digests or ids
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Take in the images of an archive: of `docker save`, or an OCI image layout
+    Import(Import),
+}
+
+/// What is pulled, and as whom.
+#[derive(Debug, Args)]
+pub(crate) struct Pull {
+    /// registry/name:tag or registry/name@digest
+    image: String,
+    /// Who asks the registry
+    #[arg(long, requires = "password_stdin")]
+    username: Option<String>,
+    /// Read the password from standard input
+    #[arg(long, requires = "username")]
+    password_stdin: bool,
+}
+
+/// What is imported, and how.
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// A tar file (also compressed), the directory of an OCI image layout, or - for standard input
+    source: PathBuf,
+    /// Never remove the images to make room
+    #[arg(long)]
+    pinned: bool,
+    /// Name the one image of the archive so
+    #[arg(long, value_name = "REFERENCE")]
+    name: Option<String>,
+}
+
+pub(super) fn run(action: &Action, option: Option<&Path>) -> Result<(), Box<dyn Error>> {
+    let config = Config::load(option)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let mut connected = connect::connect(&config).await?;
+        match action {
+            Action::Ls { pulling: false } => print(&list::images(&mut connected).await?),
+            Action::Ls { pulling: true } => print(&list::pulls(&mut connected).await?),
+            Action::Pull(pull) => pull_one(&mut connected, pull).await,
+            Action::Rm { images } => remove(&mut connected, images).await,
+            Action::Import(import) => import_one(&mut connected, import).await,
+        }
+    })
+}
+
+fn print(text: &str) -> Result<(), Box<dyn Error>> {
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
+}
+
+/// What the other side says, without the clothes of its protocol.
+fn told(status: Status) -> Box<dyn Error> {
+    status.message().into()
+}
+
+async fn pull_one(connected: &mut Connected, pull: &Pull) -> Result<(), Box<dyn Error>> {
+    let mut password = String::new();
+    if pull.password_stdin {
+        std::io::stdin().lock().read_line(&mut password)?;
+    }
+    let request = PullRequest {
+        reference: pull.image.clone(),
+        username: pull.username.clone().unwrap_or_default(),
+        password: password.trim_end_matches(['\r', '\n']).to_owned(),
+    };
+    let events = connected.images.pull(request).await.map_err(told)?.into_inner();
+    show(events).await
+}
+
+async fn remove(connected: &mut Connected, images: &[String]) -> Result<(), Box<dyn Error>> {
+    for image in images {
+        let request = RemoveRequest { reference: image.clone() };
+        connected.images.remove(request).await.map_err(told)?;
+    }
+    Ok(())
+}
+
+async fn import_one(connected: &mut Connected, import: &Import) -> Result<(), Box<dyn Error>> {
+    let choices = archive::Choices { pinned: import.pinned, name: import.name.clone().unwrap_or_default() };
+    let (requests, failure) = archive::requests(&import.source, choices)?;
+    let work = async {
+        let events = connected.images.import(requests).await.map_err(told)?;
+        show(events.into_inner()).await
+    };
+    tokio::select! {
+        shown = work => shown,
+        Ok(failure) = failure => Err(failure.error.into()),
+    }
+}
+
+/// Shows progress while there is some, then the images.
+async fn show(mut events: Streaming<Event>) -> Result<(), Box<dyn Error>> {
+    let mut bars = Bars::new();
+    while let Some(event) = events.message().await.map_err(told)? {
+        if let Some(progress) = event.progress {
+            bars.show(&progress)?;
+        }
+        if let Some(finished) = event.finished {
+            let names: String = finished.images.iter().map(line).collect();
+            return print(&names);
+        }
+    }
+    Err("the daemon ended before the work was done".into())
+}
+
+/// Id and names of an image.
+fn line(image: &Image) -> String {
+    let names = if image.tags.is_empty() { &image.digests } else { &image.tags };
+    format!("{} {}", image.id, names.join(" ")).trim_end().to_owned() + "\n"
+}
