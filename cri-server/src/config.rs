@@ -145,6 +145,12 @@ pub(crate) struct Stream {
     pub port: u16,
     /// Seconds after which a session is ended on which nothing came or went.
     pub idle_seconds: u64,
+    /// The certificate by which it speaks TLS, with its chain, in PEM form. Empty: it does not.
+    pub tls_certificate: PathBuf,
+    /// The certificate's key.
+    pub tls_key: PathBuf,
+    /// Authorities, one of which must have signed a client's certificate. Empty: clients need none.
+    pub tls_client_ca: PathBuf,
 }
 
 /// Images.
@@ -258,7 +264,14 @@ impl Default for Network {
 impl Default for Stream {
     fn default() -> Self {
         // 4 hours is what containerd and a kubelet give (streamingConnectionIdleTimeout).
-        Self { address: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), port: 0, idle_seconds: 4 * 3600 }
+        Self {
+            address: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+            port: 0,
+            idle_seconds: 4 * 3600,
+            tls_certificate: PathBuf::new(),
+            tls_key: PathBuf::new(),
+            tls_client_ca: PathBuf::new(),
+        }
     }
 }
 

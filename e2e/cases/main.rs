@@ -23,6 +23,7 @@ mod cgroup;
 mod cni;
 mod cni_fault;
 mod container;
+mod crictl;
 mod declared_volume;
 mod demo;
 mod device;
@@ -46,6 +47,8 @@ mod slow_client;
 mod stats;
 mod stream;
 mod stream_protocol;
+mod stream_tls;
+mod stream_websocket;
 mod sysctl;
 mod target;
 mod tour;
@@ -70,7 +73,10 @@ fn main() {
         ("exec", exec::CASES),
         ("stream", stream::CASES),
         ("stream_protocol", stream_protocol::CASES),
+        ("stream_websocket", stream_websocket::CASES),
+        ("stream_tls", stream_tls::CASES),
         ("slow_client", slow_client::CASES),
+        ("crictl", crictl::CASES),
         ("image", image::CASES),
         ("image_pull", image_pull::CASES),
         ("image_command", image_command::CASES),

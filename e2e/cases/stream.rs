@@ -46,7 +46,7 @@ pub(crate) fn crictl(world: &World) -> Outcome<Crictl> {
     Ok(Crictl::new(&world.place.as_ref().ok_or("needs a daemon of its own")?.socket()))
 }
 
-const TRANSPORTS: [&str; 2] = ["spdy", "websocket"];
+pub(crate) const TRANSPORTS: [&str; 2] = ["spdy", "websocket"];
 
 async fn exec_carries_streams_and_code(world: &mut World) -> Outcome {
     let (_, container) = sleeper(world).await?;
@@ -462,10 +462,21 @@ async fn forward(
     transport: &str,
     port: u16,
 ) -> Outcome<(tokio::process::Child, u16)> {
+    forward_with(world, pod, transport, port, &[]).await
+}
+
+/// The same with further options.
+pub(crate) async fn forward_with(
+    world: &World,
+    pod: &str,
+    transport: &str,
+    port: u16,
+    options: &[&str],
+) -> Outcome<(tokio::process::Child, u16)> {
     let ours = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let ports = format!("{ours}:{port}");
     let mut child = crictl(world)?
-        .command(&["port-forward", "--transport", transport, pod, &ports])
+        .command(&[&["port-forward", "--transport", transport], options, &[pod, &ports]].concat())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
         .spawn()?;
@@ -490,29 +501,31 @@ async fn forwards_ports(world: &mut World) -> Outcome {
     {
         ensure!(Instant::now() < end, "the server does not listen");
     }
-    let (mut crictl, port) = forward(world, &pod, "spdy", 8080).await?;
     let sent = noise(LARGE);
-    let began = Instant::now();
-    // One that is reset in the middle leaves the other alone.
-    let mut other = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
-    other.write_all(b"first").await?;
-    let mut answer = [0; 5];
-    other.read_exact(&mut answer).await?;
-    other.set_zero_linger()?;
-    drop(other);
-    let client = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
-    let (mut read, mut write) = client.into_split();
-    let mut got = Vec::with_capacity(LARGE);
-    let upload = async {
-        write.write_all(&sent).await?;
-        write.shutdown().await
-    };
-    let (wrote, read) = tokio::join!(upload, read.read_to_end(&mut got));
-    wrote?;
-    read?;
-    ensure_eq!((got.len(), digest(&got)), (sent.len(), digest(&sent)));
-    eprintln!("port-forward: {} MiB there and back in {:?}", LARGE >> 20, began.elapsed());
-    crictl.kill().await?;
+    for transport in TRANSPORTS {
+        let (mut crictl, port) = forward(world, &pod, transport, 8080).await?;
+        let began = Instant::now();
+        // One that is reset in the middle leaves the other alone.
+        let mut other = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+        other.write_all(b"first").await?;
+        let mut answer = [0; 5];
+        other.read_exact(&mut answer).await?;
+        other.set_zero_linger()?;
+        drop(other);
+        let client = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+        let (mut read, mut write) = client.into_split();
+        let mut got = Vec::with_capacity(LARGE);
+        let upload = async {
+            write.write_all(&sent).await?;
+            write.shutdown().await
+        };
+        let (wrote, read) = tokio::join!(upload, read.read_to_end(&mut got));
+        wrote?;
+        read?;
+        ensure_eq!((got.len(), digest(&got)), (sent.len(), digest(&sent)));
+        eprintln!("port-forward, {transport}: {} MiB there and back in {:?}", LARGE >> 20, began.elapsed());
+        crictl.kill().await?;
+    }
     Ok(())
 }
 

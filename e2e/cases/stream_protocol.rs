@@ -13,6 +13,7 @@ cases!(
     every_version_of_spdy_tells_how_it_ended,
     one_connection_that_is_reset_leaves_the_others_alone,
     what_nobody_takes_does_not_grow_the_daemon,
+    a_thousand_terminals_leave_nothing,
 );
 
 pub(crate) async fn forward_url(world: &mut World, pod: &str, ports: &[u16]) -> Outcome<String> {
@@ -238,5 +239,89 @@ async fn what_nobody_takes_does_not_grow_the_daemon(world: &mut World) -> Outcom
             .count();
         Ok((sockets < 50).then_some(()))
     })?;
+    Ok(())
+}
+
+/// One command on a terminal, to its end; or, for `leaves`, until its client dies.
+async fn terminal(url: String, leaves: bool) -> Outcome {
+    let (mut writer, mut reader) = spdy::connect(&url, "v4.channel.k8s.io").await?;
+    writer.open(&[("streamtype", "error")]).await?;
+    let stdin = writer.open(&[("streamtype", "stdin")]).await?;
+    let stdout = writer.open(&[("streamtype", "stdout")]).await?;
+    let resize = writer.open(&[("streamtype", "resize")]).await?;
+    writer.data(resize, b"{\"Width\":117,\"Height\":31}", false).await?;
+    writer.data(stdin, b"hello\n", false).await?;
+    let mut screen = Vec::new();
+    loop {
+        match next(&mut reader).await? {
+            Frame::Data(id, bytes, last) if id == stdout => {
+                screen.extend(bytes);
+                if last || leaves && screen.ends_with(b"got hello\r\n") {
+                    ensure!(screen.ends_with(b"got hello\r\n"), "{:?}", String::from_utf8_lossy(&screen));
+                    return Ok(());
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Descriptors of daemon and shim, terminals and processes of the container.
+async fn holds(world: &mut World, pod: &str, container: &str) -> Outcome<[usize; 4]> {
+    let daemon = world.daemon.as_ref().ok_or("needs a daemon of its own")?.pid();
+    let descriptors =
+        |pid: String| -> Outcome<usize> { Ok(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count()) };
+    let counted =
+        world.exec(container, &["sh", "-c", "ls /dev/pts | wc -l; ls -d /proc/[0-9]* | wc -l"]).await?;
+    let counted = String::from_utf8(counted.stdout)?;
+    let mut counted = counted.lines().map(|line| line.trim().parse::<usize>());
+    let mut next = || -> Outcome<usize> { Ok(counted.next().ok_or("no number")??) };
+    let (terminals, processes) = (next()?, next()?);
+    let shim = cove_e2e::process::shim(pod)?.to_string();
+    Ok([descriptors(daemon.to_string())?, descriptors(shim)?, terminals, processes])
+}
+
+async fn a_thousand_terminals_leave_nothing(world: &mut World) -> Outcome {
+    let (pod, container) = sleeper(world).await?;
+    let (mut before, mut small) = ([0; 4], 0);
+    for round in 0..20 {
+        let mut running = tokio::task::JoinSet::new();
+        for n in 0..50 {
+            // Every fourth client dies while its command runs.
+            let leaves = n % 4 == 3;
+            let script = if leaves { "read x; echo got $x; sleep 4321" } else { "read x; echo got $x" };
+            let url = exec_url(world, &container, &["sh", "-c", script], [true, true, false, true]).await?;
+            running.spawn(terminal(url, leaves));
+            if running.len() >= 10 {
+                running.join_next().await.ok_or("nothing ran")???;
+            }
+        }
+        while let Some(ended) = running.join_next().await {
+            ended??;
+        }
+        if round == 1 {
+            let end = Instant::now() + SOON;
+            while {
+                before = holds(world, &pod, &container).await?;
+                before[2] > 1
+            } {
+                ensure!(Instant::now() < end, "terminals stay: {before:?}");
+            }
+            small = memory(world)?;
+        }
+    }
+    let end = Instant::now() + SOON;
+    loop {
+        let now = holds(world, &pod, &container).await?;
+        if now.iter().zip(before).all(|(now, before)| *now <= before) {
+            break;
+        }
+        ensure!(
+            Instant::now() < end,
+            "daemon's and shim's descriptors, terminals, processes: {before:?} before, {now:?} after"
+        );
+    }
+    let grown = memory(world)?.saturating_sub(small);
+    ensure!(grown < 4 << 10, "the daemon has grown by {grown} KiB");
     Ok(())
 }

@@ -28,6 +28,7 @@ pub mod sysctl;
 pub mod token;
 pub mod tree;
 pub mod wait;
+pub mod websocket;
 
 /// What a case or a step of a tool comes to. Any error fails it, with its text.
 pub type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;

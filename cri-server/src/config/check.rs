@@ -233,8 +233,25 @@ fn wrong_network(network: &Network) -> Option<Wrong> {
 
 fn wrong_stream(stream: &Stream) -> Option<Wrong> {
     if !stream.address.is_loopback() {
-        let why = "must be a loopback address: streams are not encrypted, and the kubelet is on this node";
+        let why =
+            "must be a loopback address: a URL is all that a client needs, and the kubelet is on this node";
         return Some(("stream.address", stream.address.to_string(), why));
+    }
+    let is = |path: &Path| !path.as_os_str().is_empty();
+    for (key, path) in [
+        ("stream.tls_certificate", &stream.tls_certificate),
+        ("stream.tls_key", &stream.tls_key),
+        ("stream.tls_client_ca", &stream.tls_client_ca),
+    ] {
+        if is(path) && !plain(path) {
+            return Some((key, path.display().to_string(), "must be an absolute path without '..'"));
+        }
+        if !is(path) && key == "stream.tls_key" && is(&stream.tls_certificate) {
+            return Some((key, String::new(), "must name the key of tls_certificate"));
+        }
+        if is(path) && !is(&stream.tls_certificate) {
+            return Some((key, path.display().to_string(), "needs tls_certificate, too"));
+        }
     }
     (!(1..=7 * 24 * 3600).contains(&stream.idle_seconds)).then(|| {
         ("stream.idle_seconds", stream.idle_seconds.to_string(), "must be from 1 to 604800, which is a week")
@@ -366,6 +383,10 @@ mod tests {
             ("[network]\nplugin_dirs = [\"/a:/b\"]", "network.plugin_dirs"),
             ("[network]\nplugin_seconds = 0", "network.plugin_seconds"),
             ("cgroup_driver = \"systemd\"", "cgroup_driver"),
+            ("[stream]\ntls_certificate = \"a.crt\"", "stream.tls_certificate"),
+            ("[stream]\ntls_certificate = \"/a.crt\"", "stream.tls_key"),
+            ("[stream]\ntls_key = \"/a.key\"", "stream.tls_key"),
+            ("[stream]\ntls_client_ca = \"/ca.crt\"", "stream.tls_client_ca"),
             ("[log]\nlevel = \"cove=loud\"", "log.level"),
             ("[images]\nhosts_dirs = [\"hosts\"]", "images.hosts_dirs"),
             ("cdi_dirs = [\"/etc/cdi\", \"cdi\"]", "cdi_dirs"),

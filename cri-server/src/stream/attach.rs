@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cove_runtime::protocol::{self, ContainerId, Request};
-use hyper::body::Bytes;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, timeout};
@@ -18,7 +17,7 @@ use super::copy::{read, to_program};
 use super::remote_command::{Ended, Session, Sizes, Wanted};
 use super::terminal::Terminal;
 use super::token::Attach;
-use super::transport::{CHUNK, Input, Output};
+use super::transport::{Input, Output};
 use crate::container::live::Container;
 use crate::container::start::sandbox_of;
 use crate::container::state::Stage;
@@ -113,9 +112,9 @@ async fn run(node: &Arc<Node>, attach: Attach, session: &mut Session) -> Result<
 /// Passes on what the container writes on one stream, to its end, or until nobody is there. False when the shim has cut
 /// this client off.
 async fn pass_on(from: &AsyncFd<OwnedFd>, to: &Output) -> io::Result<bool> {
-    let (mut chunk, over) = (vec![0; CHUNK], CancellationToken::new());
-    while let Some(length) = read(from, &mut chunk, &over).await? {
-        let write = to.write(Bytes::copy_from_slice(&chunk[..length]));
+    let over = CancellationToken::new();
+    while let Some(bytes) = read(from, &over).await? {
+        let write = to.write(bytes);
         tokio::pin!(write);
         let began = Instant::now();
         loop {

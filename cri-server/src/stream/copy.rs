@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use hyper::body::Bytes;
+use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
@@ -17,9 +18,8 @@ const DRAIN_LIMIT: Duration = Duration::from_millis(500);
 
 /// Sends what a program writes until all that could write are gone, or the program is and nothing more comes.
 pub async fn from_program(fd: &AsyncFd<OwnedFd>, to: &Output, over: &CancellationToken) -> io::Result<()> {
-    let mut chunk = vec![0; CHUNK];
-    while let Some(length) = read(fd, &mut chunk, over).await? {
-        if to.write(Bytes::copy_from_slice(&chunk[..length])).await.is_err() {
+    while let Some(bytes) = read(fd, over).await? {
+        if to.write(bytes).await.is_err() {
             // Nobody is there to read: the session ends.
             return Ok(());
         }
@@ -28,11 +28,7 @@ pub async fn from_program(fd: &AsyncFd<OwnedFd>, to: &Output, over: &Cancellatio
 }
 
 /// The next bytes; none at the end.
-pub async fn read(
-    fd: &AsyncFd<OwnedFd>,
-    chunk: &mut [u8],
-    over: &CancellationToken,
-) -> io::Result<Option<usize>> {
+pub async fn read(fd: &AsyncFd<OwnedFd>, over: &CancellationToken) -> io::Result<Option<Bytes>> {
     loop {
         let mut ready = tokio::select! {
             ready = fd.readable() => ready?,
@@ -41,9 +37,11 @@ pub async fn read(
                 Err(_) => return Ok(None),
             },
         };
-        match ready.try_io(|fd| rustix::io::read(fd, &mut *chunk).map_err(io::Error::from)) {
+        // Set aside when there is something to be read: a session that is quiet holds none.
+        let mut chunk = Vec::with_capacity(CHUNK);
+        match ready.try_io(|fd| rustix::io::read(fd, spare_capacity(&mut chunk)).map_err(io::Error::from)) {
             Ok(Ok(0)) => return Ok(None),
-            Ok(Ok(length)) => return Ok(Some(length)),
+            Ok(Ok(_)) => return Ok(Some(taken(chunk))),
             Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             // A terminal that nobody has open any more (pty(7)).
             Ok(Err(error)) if is(&error, Errno::IO) => return Ok(None),
@@ -51,6 +49,14 @@ pub async fn read(
             Err(_would_block) => {}
         }
     }
+}
+
+/// What was read, in no more memory than it needs if that is much less than was set aside.
+pub fn taken(mut chunk: Vec<u8>) -> Bytes {
+    if chunk.len() < CHUNK / 4 {
+        chunk.shrink_to_fit();
+    }
+    chunk.into()
 }
 
 /// Writes what a client sends, to the end of it, or until nobody reads it.

@@ -23,6 +23,8 @@ pub enum Protocol {
         /// Text frames with base64.
         base64: bool,
     },
+    /// SPDY/3.1 with pairs of streams, its bytes carried by a WebSocket (KEP-4006).
+    TunnelledPorts,
 }
 
 /// Why a request is not granted.
@@ -44,7 +46,8 @@ const WS_COMMANDS: &[&str] = &[
     "channel.k8s.io",
     "base64.channel.k8s.io",
 ];
-const WS_PORTS: &[&str] = &["v4.channel.k8s.io", "v4.base64.channel.k8s.io"];
+const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+const WS_PORTS: &[&str] = &[TUNNEL, "v4.channel.k8s.io", "v4.base64.channel.k8s.io"];
 
 /// What was agreed upon.
 #[derive(Debug, PartialEq, Eq)]
@@ -90,9 +93,12 @@ fn websocket(headers: &HeaderMap, ports: bool) -> Result<Agreed, Refused> {
     } else {
         None
     };
-    let protocol = Protocol::Channels {
-        version: name.map_or(1, version),
-        base64: name.is_some_and(|name| name.contains("base64")),
+    let protocol = match name {
+        Some(TUNNEL) => Protocol::TunnelledPorts,
+        name => Protocol::Channels {
+            version: name.map_or(1, version),
+            base64: name.is_some_and(|name| name.contains("base64")),
+        },
     };
     Ok(Agreed { protocol, name, accept: Some(derive_accept_key(key.as_bytes())) })
 }
@@ -213,6 +219,8 @@ mod tests {
             (ws("base64.channel.k8s.io"), false, Ok(Protocol::Channels { version: 1, base64: true })),
             (ws("v4.base64.channel.k8s.io"), true, Ok(Protocol::Channels { version: 4, base64: true })),
             (ws("v5.channel.k8s.io"), true, Err(Refused::Unknown(WS_PORTS))),
+            (ws("SPDY/3.1+portforward.k8s.io"), true, Ok(Protocol::TunnelledPorts)),
+            (ws("SPDY/3.1+portforward.k8s.io"), false, Err(Refused::Unknown(WS_COMMANDS))),
             (vec![("Upgrade", "h2c")], false, Err(Refused::NotAnUpgrade)),
             (vec![("Upgrade", "websocket")], false, Err(Refused::NotAnUpgrade)),
         ];

@@ -1,11 +1,10 @@
 //! Notices that a client has gone while nobody reads from it, because what it sent has not been taken yet.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use hyper::body::Bytes;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
@@ -35,8 +34,8 @@ pub struct HangUp {
 
 impl HangUp {
     /// Of this client.
-    pub fn new(client: &TcpStream, queue: mpsc::Sender<Outgoing>) -> std::io::Result<Self> {
-        Ok(Self { socket: client.as_fd().try_clone_to_owned()?, queue, window: Window::default() })
+    pub fn new(socket: OwnedFd, queue: mpsc::Sender<Outgoing>) -> Self {
+        Self { socket, queue, window: Window::default() }
     }
 
     /// Hands bytes on. A receiver that is gone does not want them. `patience`: how long it may take none, if there is an
@@ -78,6 +77,10 @@ impl HangUp {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
+    use tokio::net::TcpStream;
+
     use super::*;
 
     #[tokio::test]
@@ -86,7 +89,7 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (ours, _) = listener.accept().await.unwrap();
         let (queue, mut outgoing) = mpsc::channel(1);
-        let hang_up = HangUp::new(&ours, queue).unwrap();
+        let hang_up = HangUp::new(ours.as_fd().try_clone_to_owned().unwrap(), queue);
         let (sender, mut receiver) = mpsc::channel(1);
         let pass = |text, patience| hang_up.pass(&sender, Bytes::from_static(text), patience);
         assert_eq!(pass(b"a", None).await, Passed::On);

@@ -5,6 +5,7 @@
 //! bounded queue, and what fills it waits.
 
 mod attach;
+mod connection;
 mod copy;
 mod exec;
 mod handshake;
@@ -15,6 +16,7 @@ mod remote_command;
 mod server;
 mod spdy;
 mod terminal;
+mod tls;
 mod token;
 mod transport;
 mod websocket;

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use hyper::body::Bytes;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::copy::taken;
 use super::spdy::Stream;
 use super::token::PortForward;
 use super::transport::{CHUNK, Duplex, Input, Output};
@@ -196,15 +197,17 @@ async fn upload(input: &mut Input, write: &mut OwnedWriteHalf) -> io::Result<()>
 }
 
 async fn download(read: &mut OwnedReadHalf, output: &Output) -> io::Result<()> {
-    let mut chunk = vec![0; CHUNK];
     loop {
-        let length = read.read(&mut chunk).await?;
-        let passed = if length == 0 {
-            output.end().await
-        } else {
-            output.write(Bytes::copy_from_slice(&chunk[..length])).await
+        read.readable().await?;
+        // Set aside when there is something to be read: most connections of a pod are quiet.
+        let mut chunk = Vec::with_capacity(CHUNK);
+        let passed = match read.try_read_buf(&mut chunk) {
+            Ok(0) => return output.end().await.or(Ok(())),
+            Ok(_) => output.write(taken(chunk)).await,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error),
         };
-        if length == 0 || passed.is_err() {
+        if passed.is_err() {
             return Ok(());
         }
     }

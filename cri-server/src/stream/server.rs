@@ -14,10 +14,13 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::connection::Connection;
 use super::handshake::{Agreed, Protocol, agree};
 use super::idle::Activity;
+use super::tls::Tls;
 use super::token::{Ticket, Tokens};
 use super::{attach, exec, port_forward, remote_command, spdy, websocket};
 use crate::config;
@@ -44,6 +47,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Streams {
     listener: Mutex<Option<StdListener>>,
     address: SocketAddr,
+    tls: Option<Tls>,
     tokens: Tokens,
     connections: Arc<Semaphore>,
     idle: Duration,
@@ -58,11 +62,13 @@ impl Streams {
             listener.set_nonblocking(true)?;
             Ok((listener.local_addr()?, listener))
         };
+        let tls = Tls::open(options)?;
         let (address, listener) =
             listen().map_err(|error| Error::system("listen for streams on", address.to_string(), error))?;
         Ok(Self {
             listener: Mutex::new(Some(listener)),
             address,
+            tls,
             tokens: Tokens::default(),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             idle: Duration::from_secs(options.idle_seconds),
@@ -71,8 +77,8 @@ impl Streams {
 
     /// The URL of a stream, for one use. With a scheme: a kubelet takes one without it for https.
     pub fn url(&self, ticket: Ticket) -> Result<String, Error> {
-        let verb = ticket.verb();
-        Ok(format!("http://{}/{verb}/{}", self.address, self.tokens.issue(ticket)?))
+        let (verb, scheme) = (ticket.verb(), if self.tls.is_some() { "https" } else { "http" });
+        Ok(format!("{scheme}://{}/{verb}/{}", self.address, self.tokens.issue(ticket)?))
     }
 }
 
@@ -114,6 +120,16 @@ async fn accept(node: Arc<Node>, listener: TcpListener) -> Infallible {
 
 /// Takes the requests of one connection.
 async fn hear(node: Arc<Node>, client: TcpStream, permit: Arc<OwnedSemaphorePermit>) {
+    let client = match &node.streams.tls {
+        None => Connection::Plain(client),
+        Some(tls) => match timeout(HEAD_LIMIT, tls.accept(client)).await {
+            Ok(Ok(client)) => Connection::Tls(Box::new(client)),
+            Ok(Err(error)) => {
+                return tracing::debug!(%error, "a client of streams does not speak TLS as asked for");
+            }
+            Err(_) => return tracing::debug!("a client of streams took too long for TLS"),
+        },
+    };
     let service = service_fn(|request| {
         let response = answer(&node, request, &permit);
         async move { Ok::<_, Infallible>(response) }
@@ -194,20 +210,20 @@ async fn serve(
     lost: &CancellationToken,
 ) -> io::Result<()> {
     let parts = client
-        .downcast::<TokioIo<TcpStream>>()
+        .downcast::<TokioIo<Connection>>()
         .map_err(|_| io::Error::other("the connection is not the one that was accepted"))?;
-    let (tcp, early) = (parts.io.into_inner(), parts.read_buf);
-    // Keys and their echoes are small.
-    tcp.set_nodelay(true)?;
+    let (client, early) = (parts.io.into_inner(), parts.read_buf);
+    client.set_nodelay()?;
+    let socket = client.socket()?;
     match (protocol, ticket) {
         (Protocol::SpdyPorts, Ticket::PortForward(ports)) => {
-            spdy::serve(tcp, early, PORT_STREAMS, activity, |streams| {
+            spdy::serve(client.split(), socket, early, PORT_STREAMS, activity, |streams| {
                 port_forward::serve(node, ports, streams)
             })
             .await
         }
         (Protocol::SpdyCommand(version), ticket) => {
-            spdy::serve(tcp, early, COMMAND_STREAMS, activity, async |mut streams| {
+            spdy::serve(client.split(), socket, early, COMMAND_STREAMS, activity, async |mut streams| {
                 if let Some(wanted) = ticket.streams()
                     && let Some(session) = remote_command::collect(&mut streams, wanted, version).await
                 {
@@ -216,17 +232,25 @@ async fn serve(
             })
             .await
         }
+        (Protocol::TunnelledPorts, Ticket::PortForward(ports)) => {
+            websocket::tunnel(client, early, |halves| {
+                spdy::serve(halves, socket, Bytes::new(), PORT_STREAMS, activity, |streams| {
+                    port_forward::serve(node, ports, streams)
+                })
+            })
+            .await
+        }
         (Protocol::Channels { version, base64 }, Ticket::PortForward(ports)) => {
             let form = websocket::Form { version, base64 };
-            websocket::ports(tcp, early, form, activity, node, ports).await
+            websocket::ports(client, early, form, activity, node, ports).await
         }
         (Protocol::Channels { version, base64 }, ticket) => {
             let (form, wanted) = (websocket::Form { version, base64 }, ticket.streams());
             let wanted = wanted.ok_or_else(|| io::Error::other("not a command"))?;
             let session = |session| command(node, ticket, session, lost);
-            websocket::command(tcp, early, form, activity, wanted, session).await
+            websocket::command(client, early, form, activity, wanted, session).await
         }
-        (Protocol::SpdyPorts, Ticket::Exec(_) | Ticket::Attach(_)) => {
+        (Protocol::SpdyPorts | Protocol::TunnelledPorts, Ticket::Exec(_) | Ticket::Attach(_)) => {
             Err(io::Error::other("a command has no ports"))
         }
     }

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use hyper::body::Bytes;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
@@ -18,6 +18,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 use tokio_util::sync::CancellationToken;
 
+use super::connection::{Connection, Halves};
 use super::hang_up::{HangUp, Passed};
 use super::idle::Activity;
 use super::port_forward;
@@ -46,7 +47,7 @@ pub struct Form {
 
 /// Serves the streams of a command.
 pub async fn command<S>(
-    tcp: TcpStream,
+    client: Connection,
     early: Bytes,
     form: Form,
     activity: &Activity,
@@ -65,7 +66,7 @@ where
     } else {
         3
     };
-    serve(tcp, early, form, activity, &takes, |mut channels| {
+    serve(client, early, form, activity, &takes, |mut channels| {
         let output = |channel: usize, wanted: bool| wanted.then(|| channels[channel].output.clone());
         let (stdout, stderr) = (output(1, wanted.stdout), output(2, wanted.stderr));
         let error = Report { output: channels[3].output.clone(), json: form.version >= 4 };
@@ -86,7 +87,7 @@ where
 
 /// Serves ports of a pod: two channels each, for bytes and for what went wrong.
 pub async fn ports(
-    tcp: TcpStream,
+    client: Connection,
     early: Bytes,
     form: Form,
     activity: &Activity,
@@ -97,12 +98,14 @@ pub async fn ports(
         return Err(io::Error::other("a WebSocket needs to be asked for with 1 to 100 ports"));
     }
     let takes: Vec<bool> = forward.ports.iter().flat_map(|_| [true, false]).collect();
-    serve(tcp, early, form, activity, &takes, |channels| port_forward::serve_fixed(node, forward, channels))
-        .await
+    serve(client, early, form, activity, &takes, |channels| {
+        port_forward::serve_fixed(node, forward, channels)
+    })
+    .await
 }
 
 async fn serve<S>(
-    tcp: TcpStream,
+    client: Connection,
     early: Bytes,
     form: Form,
     activity: &Activity,
@@ -113,15 +116,8 @@ where
     S: Future<Output = ()>,
 {
     let (queue, outgoing) = mpsc::channel(OUT_QUEUE);
-    let hang_up = HangUp::new(&tcp, queue.clone())?;
-    let config = WebSocketConfig::default()
-        .read_buffer_size(CHUNK)
-        .write_buffer_size(0)
-        .max_write_buffer_size(4 * MAX_MESSAGE)
-        .max_message_size(Some(MAX_MESSAGE))
-        .max_frame_size(Some(MAX_MESSAGE));
-    let socket = WebSocketStream::from_partially_read(tcp, early.to_vec(), Role::Server, Some(config)).await;
-    let (sink, mut source) = socket.split();
+    let hang_up = HangUp::new(client.socket()?, queue.clone());
+    let (sink, mut source) = open(client, early).await.split();
     let mut inputs = Vec::new();
     let mut channels = Vec::new();
     for (channel, takes) in (0..).zip(takes) {
@@ -153,8 +149,65 @@ where
     timeout(LINGER, close).await.unwrap_or(Ok(()))
 }
 
-type Sink = SplitSink<WebSocketStream<TcpStream>, Message>;
-type Source = SplitStream<WebSocketStream<TcpStream>>;
+type Sink = SplitSink<WebSocketStream<Connection>, Message>;
+type Source = SplitStream<WebSocketStream<Connection>>;
+
+async fn open(client: Connection, early: Bytes) -> WebSocketStream<Connection> {
+    let config = WebSocketConfig::default()
+        .read_buffer_size(CHUNK)
+        .write_buffer_size(0)
+        .max_write_buffer_size(4 * MAX_MESSAGE)
+        .max_message_size(Some(MAX_MESSAGE))
+        .max_frame_size(Some(MAX_MESSAGE));
+    WebSocketStream::from_partially_read(client, early.to_vec(), Role::Server, Some(config)).await
+}
+
+/// Carries the bytes of another protocol, which `session` speaks over the halves that it is given (KEP-4006): messages have
+/// no meaning of their own.
+pub async fn tunnel<S>(client: Connection, early: Bytes, session: impl FnOnce(Halves) -> S) -> io::Result<()>
+where
+    S: Future<Output = io::Result<()>>,
+{
+    let (mut sink, mut source) = open(client, early).await.split();
+    let (inside, outside) = tokio::io::duplex(CHUNK);
+    let (read, write) = tokio::io::split(inside);
+    let (mut from, mut to) = tokio::io::split(outside);
+    let inward = async {
+        while let Some(message) = source.next().await {
+            match message.map_err(of)? {
+                // A session that is over wants nothing more, and the client is still to be told so.
+                Message::Binary(bytes) => drop(to.write_all(&bytes).await),
+                Message::Text(_) => return Err(io::Error::other("a tunnel carries no text")),
+                Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => {}
+            }
+        }
+        // See above.
+        let _ = to.shutdown().await;
+        Ok(())
+    };
+    let outward = async {
+        loop {
+            let mut bytes = Vec::with_capacity(CHUNK);
+            if from.read_buf(&mut bytes).await? == 0 {
+                break;
+            }
+            sink.send(Message::binary(bytes)).await.map_err(of)?;
+        }
+        let normal = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() };
+        sink.send(Message::Close(Some(normal))).await.map_err(of)
+    };
+    let session = session((Box::new(read), Box::new(write)));
+    let carried = async { tokio::try_join!(inward, outward).map(drop) };
+    tokio::pin!(session, carried);
+    tokio::select! {
+        result = &mut carried => result,
+        result = &mut session => {
+            result?;
+            // What it wrote last.
+            timeout(LINGER, carried).await.unwrap_or(Ok(()))
+        }
+    }
+}
 
 fn of(error: Error) -> io::Error {
     match error {
@@ -176,7 +229,11 @@ async fn send(
                 sink.send(form.encode(channel, &bytes)).await.map_err(of)?;
                 activity.note();
             }
-            Outgoing::Ping => sink.send(Message::Ping(Bytes::new())).await.map_err(of)?,
+            Outgoing::Ping => {
+                sink.send(Message::Ping(Bytes::new())).await.map_err(of)?;
+                // Its own pings are not read meanwhile, and it would take us for dead after a minute (client-go).
+                sink.send(Message::Pong(Bytes::new())).await.map_err(of)?;
+            }
             _ => {}
         }
     }

@@ -3,19 +3,20 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use hyper::body::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::frame::{self, Control, HEAD, Head, NotSpdy};
 use super::headers::{Deflater, Headers, Inflater};
+use crate::stream::connection::Halves;
 use crate::stream::hang_up::{HangUp, Passed};
 use crate::stream::idle::Activity;
 use crate::stream::transport::{CHUNK, Duplex, IN_QUEUE, OUT_QUEUE, Outgoing, Output};
@@ -58,9 +59,10 @@ pub struct Kind {
     pub apart: bool,
 }
 
-/// Serves one client until it, or its session, is done.
+/// Serves one client until it, or its session, is done. `socket` is its own, whatever carries the halves.
 pub async fn serve<S>(
-    tcp: TcpStream,
+    (read, write): Halves,
+    socket: OwnedFd,
     early: Bytes,
     kind: Kind,
     activity: &Activity,
@@ -70,8 +72,7 @@ where
     S: Future<Output = ()>,
 {
     let (queue, outgoing) = mpsc::channel(OUT_QUEUE);
-    let hang_up = HangUp::new(&tcp, queue.clone())?;
-    let (read, write) = tcp.into_split();
+    let hang_up = HangUp::new(socket, queue.clone());
     let mut read = io::Cursor::new(early).chain(read);
     let (streams, opened) = mpsc::channel(IN_QUEUE);
     let last = AtomicU32::new(0);
@@ -281,6 +282,8 @@ impl Reader<'_> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpStream;
+
     use super::super::headers::tests::Client;
     use super::*;
 
@@ -318,7 +321,9 @@ mod tests {
         let server = tokio::spawn(async move {
             let kind = Kind { most: 4, apart: true };
             let activity = Activity::default();
-            serve(ours, Bytes::new(), kind, &activity, async |mut streams| {
+            let ours = crate::stream::connection::Connection::Plain(ours);
+            let socket = ours.socket().unwrap();
+            serve(ours.split(), socket, Bytes::new(), kind, &activity, async |mut streams| {
                 let stuck = streams.recv().await.unwrap();
                 let mut other = streams.recv().await.unwrap();
                 said.send(other.bytes.input.recv().await).unwrap();
