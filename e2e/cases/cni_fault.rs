@@ -29,7 +29,7 @@ cases!(
 const STRAY: &str = "98765431";
 
 /// Writes a plugin that is a shell script: it misbehaves for pods of certain names, and is ptp for all others.
-fn plugin(world: &World, script: &str) -> Outcome<Vec<PathBuf>> {
+pub(crate) fn plugin(world: &World, script: &str) -> Outcome<Vec<PathBuf>> {
     let directory = world.directory.join("bin");
     fs::create_dir_all(&directory)?;
     let ptp = cni::plugins().join("ptp");
@@ -45,7 +45,7 @@ fn plugin(world: &World, script: &str) -> Outcome<Vec<PathBuf>> {
 }
 
 /// A chain of that plugin.
-fn odd(world: &World, range: &str) -> Value {
+pub(crate) fn odd(world: &World, range: &str) -> Value {
     json!({"type": "odd", "ipam": host_local(&lease_directory(world), &[range])})
 }
 

@@ -21,6 +21,7 @@ mod bad_input;
 mod cdi;
 mod cgroup;
 mod cni;
+mod cni_call;
 mod cni_fault;
 mod container;
 mod crictl;
@@ -83,6 +84,7 @@ fn main() {
         ("network", network::CASES),
         ("ways", ways::CASES),
         ("cni", cni::CASES),
+        ("cni_call", cni_call::CASES),
         ("cni_fault", cni_fault::CASES),
         ("stats", stats::CASES),
         ("limits", limits::CASES),

@@ -2,7 +2,9 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
 
+use cove_e2e::daemon::Place;
 use cove_e2e::outside::within;
 use cove_e2e::{Outcome, cni, wait};
 use k8s_cri::v1::*;
@@ -15,6 +17,9 @@ cases!(
     reaches_the_host_from_a_pod,
     gives_each_pod_its_own_address,
     takes_the_pod_cidr_of_a_kubelet,
+    serves_two_families,
+    runs_more_pods_than_there_are_addresses,
+    runs_beside_another_instance,
     leaves_a_table_of_its_name_alone,
     leaves_a_bridge_of_its_name_alone,
 );
@@ -148,6 +153,98 @@ async fn takes_the_pod_cidr_of_a_kubelet(world: &mut World) -> Outcome {
     world.remove_everything().await?;
     world.place.as_mut().ok_or("the daemon is another's")?.range = range;
     world.restart(End::Term).await
+}
+
+/// Restarts the daemon with other ranges, does `body`, and restarts it with those that it had.
+async fn with_range(
+    world: &mut World,
+    range: &str,
+    body: impl AsyncFnOnce(&mut World) -> Outcome,
+) -> Outcome {
+    let place = world.place.as_mut().ok_or("the daemon is another's")?;
+    let before = std::mem::replace(&mut place.range, range.to_owned());
+    world.restart(End::Term).await?;
+    let outcome = body(world).await;
+    let removed = world.remove_everything().await;
+    world.place.as_mut().ok_or("the daemon is another's")?.range = before;
+    let back = world.restart(End::Term).await;
+    outcome.and(removed).and(back)
+}
+
+async fn serves_two_families(world: &mut World) -> Outcome {
+    with_range(world, "10.215.10.0/24,fd00:215:10::/64", async |world| {
+        let (id, first) = server(world, "web", "both").await?;
+        let network = world.pod_status(&id).await?.network.ok_or("no network")?;
+        let more: Vec<IpAddr> =
+            network.additional_ips.iter().map(|ip| ip.ip.parse()).collect::<Result<_, _>>()?;
+        ensure!(first.is_ipv4() && more.len() == 1 && more[0].is_ipv6(), "{network:?}");
+        ensure!(get(first)?.contains("both") && get(more[0])?.contains("both"), "from the host");
+        let config = world.pod("client");
+        let client = world.run_pod(&config).await?;
+        for (name, url) in
+            [("get-4", format!("http://{first}/")), ("get-6", format!("http://[{}]/", more[0]))]
+        {
+            let script = world.script(name, &format!("wget -q -O - {url}"));
+            let (_, text) = world.output(&client, &config, &script).await?;
+            ensure_eq!((&url, text.as_str()), (&url, "both\n"));
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn runs_more_pods_than_there_are_addresses(world: &mut World) -> Outcome {
+    /// As many as fit in this time: the case must not be the longest of all.
+    const TIME: Duration = Duration::from_secs(30);
+    with_range(world, "10.215.11.0/28", async |world| {
+        let begun = Instant::now();
+        let (mut count, mut used) = (0, std::collections::BTreeSet::new());
+        while count < 1000 && begun.elapsed() < TIME {
+            let config = world.pod(&format!("pod-{count}"));
+            let id = world.run_pod(&config).await?;
+            used.insert(world.pod_status(&id).await?.network.ok_or("no network")?.ip);
+            world.remove_pod(&id).await?;
+            count += 1;
+        }
+        println!("{count} pods one after another, {} addresses", used.len());
+        // 13 pods have room at once.
+        ensure!(count > 26 && used.len() <= 13, "{count} pods, {} addresses", used.len());
+        Ok(())
+    })
+    .await
+}
+
+async fn runs_beside_another_instance(world: &mut World) -> Outcome {
+    let place = world.place.clone().ok_or("the daemon is another's")?;
+    let (_, first) = server(world, "web", "of-the-first").await?;
+    let directory = world.directory.join("second");
+    let second = Place {
+        instance: format!("b{}", place.instance),
+        root: directory.join("root"),
+        state: directory.join("state"),
+        range: "10.215.12.0/24".into(),
+        ..place
+    };
+    let mut daemon = second.start()?;
+    let own = std::mem::replace(&mut world.cri, daemon.connect().await?);
+    let outcome: Outcome = async {
+        world.pull(&world.image.clone()).await?;
+        // Pods of the same names.
+        let (id, address) = server(world, "web", "of-the-second").await?;
+        ensure!(get(address)?.contains("of-the-second"), "from the host");
+        let config = world.pod("web");
+        let script = world.script("get", &format!("wget -q -O - http://{first}/"));
+        ensure_eq!(world.output(&id, &config, &script).await?.1, "of-the-first\n");
+        ensure_eq!(world.pods().await?.len(), 1);
+        Ok(())
+    }
+    .await;
+    let removed = world.remove_everything().await;
+    world.cri = own;
+    outcome.and(removed).and(daemon.stop())?;
+    ensure!(get(first)?.contains("of-the-first"), "after the other one has gone");
+    ensure_eq!(world.pods().await?.len(), 1);
+    Ok(())
 }
 
 fn run(program: &str, line: &str) -> Outcome<String> {

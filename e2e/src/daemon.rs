@@ -26,7 +26,7 @@ pub struct Place {
     pub root: PathBuf,
     /// What dies with the host.
     pub state: PathBuf,
-    /// Pod range of the built-in network; empty: the one that a kubelet says.
+    /// Pod range of the built-in network, or one a family after a comma; empty: the one that a kubelet says.
     pub range: String,
     /// Directory of `cove` and `cove-shim`.
     pub programs: PathBuf,
@@ -57,7 +57,7 @@ impl Place {
 
     fn network(&self) -> String {
         // None: what a kubelet says.
-        let ranges: Vec<&str> = [self.range.as_str()].into_iter().filter(|range| !range.is_empty()).collect();
+        let ranges: Vec<&str> = self.range.split(',').filter(|range| !range.is_empty()).collect();
         match &self.cni {
             None => format!("mode = \"builtin\"\nranges = {ranges:?}"),
             Some(Cni { configurations, plugins, seconds }) => format!(
