@@ -61,6 +61,9 @@ fn main() -> ExitCode {
 fn serve(file: Option<&Path>) -> Result<(), Box<dyn Error>> {
     let config = Config::load(file)?;
     logging::start(&config.log)?;
+    // A lock or a pipe of whoever started the daemon would else be held by every pod.
+    cove_runtime::process::keep_descriptors()
+        .map_err(|error| format!("keep descriptors from children: {error}"))?;
     host::check(&config)?;
     if !cove_runtime::allocator::keep_small() {
         tracing::warn!("the allocator takes no limit of its arenas: the daemon will use more memory");

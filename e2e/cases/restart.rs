@@ -11,7 +11,7 @@ use std::time::Duration;
 use cove_e2e::image::{self, Layer};
 use cove_e2e::random::Random;
 use cove_e2e::spdy::{self, Frame};
-use cove_e2e::{Outcome, pod, wait};
+use cove_e2e::{Outcome, pod, process, wait};
 use k8s_cri::v1::*;
 use serde_json::json;
 
@@ -25,6 +25,7 @@ cases!(
     keeps_limits_labels_and_filters,
     lists_no_image_that_is_not_whole,
     serves_streams_at_once,
+    passes_nothing_on_that_it_was_left,
 );
 
 async fn pid(world: &mut World, container: &str) -> Outcome<i64> {
@@ -344,5 +345,25 @@ async fn serves_streams_at_once(world: &mut World) -> Outcome {
             answered??;
         }
     }
+    Ok(())
+}
+
+/// As from a shell or a lock that runs a command: a pod that held it would hold it for weeks.
+async fn passes_nothing_on_that_it_was_left(world: &mut World) -> Outcome {
+    let path = world.directory.join("left-open");
+    let file = fs::File::create(&path)?;
+    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty())?;
+    world.restart(End::Term).await?;
+    let holds = |pid: i64| -> Outcome<bool> {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+        Ok(descriptors.map(|one| fs::read_link(one.path())).any(|link| link.is_ok_and(|link| link == path)))
+    };
+    let daemon = world.daemon.as_ref().ok_or("no daemon")?.pid();
+    ensure!(holds(daemon.into())?, "the daemon has not got it, so nothing is tried");
+    let config = world.pod("left");
+    let id = world.run_pod(&config).await?;
+    let container = world.launch(&id, &config, &world.script("left", "exec sleep 1000")).await?;
+    ensure!(!holds(process::shim(&id)?.into())?, "the shim has it");
+    ensure!(!holds(pid(world, &container).await?)?, "the container has it");
     Ok(())
 }

@@ -23,6 +23,12 @@ pub fn start_time(pid: i32) -> io::Result<Option<u64>> {
         .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))
 }
 
+/// From here on no program that this process executes has a descriptor that was not given to it on purpose: not even one
+/// that whoever started this process left open. At the start of `main`.
+pub fn keep_descriptors() -> io::Result<()> {
+    cove_sys::keep_from_children()
+}
+
 /// The process is there, and is the one that was meant.
 pub fn is_alive(pid: i32, started: u64) -> io::Result<bool> {
     Ok(start_time(pid)? == Some(started))

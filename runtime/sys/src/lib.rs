@@ -15,7 +15,7 @@ pub use bpf::{
     program_by_id,
 };
 pub use clone::{CloneFlags, Forked, SingleThreaded, fork};
-pub use fds::{close_all_except, inherited};
+pub use fds::{close_all_except, inherited, keep_from_children};
 pub use memory::{limit_arenas, trim};
 pub use mount::{MountAttr, mount_setattr};
 pub use process::{exit_now, join_session_keyring};

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use cove_e2e::image::{self, Layer};
 use cove_e2e::kubelet::Kubelet as Cri;
 use cove_e2e::registry::Registry;
-use cove_e2e::{Outcome, client};
+use cove_e2e::{Outcome, client, process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
@@ -230,6 +231,34 @@ impl Ground {
     pub(crate) fn pid(&self, pod: &str) -> Outcome<i32> {
         let id = self.id(pod, "main")?;
         self.cri(async |mut cri| Ok(cri.pid(&id).await?))
+    }
+
+    /// The sandboxes of a pod.
+    pub(crate) fn sandboxes(&self, uid: &str) -> Outcome<Vec<String>> {
+        self.cri(async |mut cri| {
+            let mut found = Vec::new();
+            for pod in cri.pods().await? {
+                // One of another pod may go in between.
+                let status = cri.pod_status(&pod).await;
+                if status.is_ok_and(|status| status.metadata.is_some_and(|pod| pod.uid == uid)) {
+                    found.push(pod);
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    /// Kills what holds a sandbox: the shim, or whatever else carries its id in its arguments.
+    pub(crate) fn end_sandbox(&self, sandbox: &str) -> Outcome {
+        for entry in fs::read_dir("/proc")?.flatten() {
+            let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
+            // A process may end between any two of these looks.
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            if line.split(|byte| *byte == 0).any(|word| word == sandbox.as_bytes()) {
+                return process::signal(pid, Signal::KILL);
+            }
+        }
+        Err(format!("nothing holds sandbox {sandbox}").into())
     }
 
     /// The logs of a container, the current one last.

@@ -18,7 +18,12 @@ cases!(
     has_figures_without_those_of_the_runtime,
     takes_lists_in_streams,
     listens_to_events,
+    ends_by_the_signal_that_is_asked_for,
+    pins_a_container_to_its_cpu,
 );
+
+/// Pods that ask for parts of CPUs: without them there is a whole one to be had on a machine of two.
+pub(crate) const IN_THE_WAY: &[&str] = &["limits", "guaranteed", "projected"];
 
 /// How the kubelet is set up then: no disk is as empty as it wants, so it collects images, each 10 s. It evicts no static
 /// pod for that.
@@ -26,7 +31,12 @@ pub(crate) fn changes() -> Value {
     json!({
         "evictionHard": {"imagefs.available": "99.99%"},
         "imageMinimumGCAge": "1ns",
-        "featureGates": {"PodAndContainerStatsFromCRI": false, "CRIListStreaming": true, "EventedPLEG": true},
+        "featureGates": {"PodAndContainerStatsFromCRI": false, "CRIListStreaming": true, "EventedPLEG": true,
+                         "ContainerStopSignals": true},
+        // The first CPU is for all, the others can be had by one alone.
+        "cpuManagerPolicy": "static",
+        "cpuManagerReconcilePeriod": "1s",
+        "reservedSystemCPUs": "0",
     })
 }
 
@@ -82,7 +92,8 @@ fn ends_a_probe_that_takes_too_long(ground: &Ground) -> Outcome<Trial> {
         ground.ready("slow-probe")?;
         // What the probe started went with it.
         ground.until("its processes to be gone", || {
-            let left = ground.exec("slow-probe", "main", &["ps", "-o", "args"])?;
+            // It may be restarted once more, where the machine is slow.
+            let Ok(left) = ground.exec("slow-probe", "main", &["ps", "-o", "args"]) else { return Ok(None) };
             ensure!(left.contains("sleep 100000"), "its own process is missing: {left}");
             Ok((!left.lines().any(|line| line.starts_with("sleep 54321"))).then_some(()))
         })
@@ -145,5 +156,45 @@ fn listens_to_events(ground: &Ground) -> Outcome<Trial> {
         let lost = figures::sum(ground, "kubelet_evented_pleg_connection_error_count")?;
         ensure!(lost.total_cmp(&0.0).is_eq(), "the stream of events ended {lost} times");
         Ok(())
+    })
+}
+
+fn ends_by_the_signal_that_is_asked_for(ground: &Ground) -> Outcome<Trial> {
+    let script = "trap 'echo USR1 >/witness/signal; echo end >>/witness/signal; exit 0' USR1
+        trap 'echo TERM >/witness/signal; echo end >>/witness/signal; exit 0' TERM; sleep 100000 & wait";
+    let more = json!({"lifecycle": {"stopSignal": "SIGUSR1"}});
+    let pod = ground.simple("signal", script, more, json!({"os": {"name": "linux"}}))?;
+    Trial::new(vec![pod], |ground| {
+        ground.ready("signal")?;
+        ground.node.take_away("signal")?;
+        ensure_eq!(ground.told("signal", "signal")?, "USR1\n");
+        Ok(())
+    })
+}
+
+/// The kubelet's CPU manager tells the runtime of each change, of all other containers as well.
+fn pins_a_container_to_its_cpu(ground: &Ground) -> Outcome<Trial> {
+    let own = json!({"resources": {"limits": {"memory": "32Mi", "cpu": "1"}}});
+    let pinned = ground.simple("pinned", IDLE, own, json!({}))?;
+    let beside = ground.simple("beside-pinned", IDLE, json!({}), json!({}))?;
+    Trial::new(vec![pinned, beside], |ground| {
+        let cpus = |pod: &str| -> Outcome<Vec<usize>> {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", ground.pid(pod)?))?;
+            let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+            let mut found = Vec::new();
+            for part in line.ok_or("no CPUs")?.trim().split(',') {
+                let (first, last) = part.split_once('-').unwrap_or((part, part));
+                found.extend(first.parse::<usize>()?..=last.parse()?);
+            }
+            Ok(found)
+        };
+        for pod in ["pinned", "beside-pinned"] {
+            ground.ready(pod)?;
+        }
+        ground.until("one to have a CPU alone", || {
+            let (pinned, beside) = (cpus("pinned")?, cpus("beside-pinned")?);
+            let alone = pinned.len() == 1 && pinned[0] != 0 && !beside.contains(&pinned[0]);
+            Ok(alone.then_some(()))
+        })
     })
 }

@@ -15,6 +15,7 @@ mod flow;
 mod ground;
 mod image;
 mod later;
+mod left;
 mod limit;
 mod log;
 mod measure;
@@ -28,19 +29,19 @@ mod volume;
 mod work;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use cove_e2e::kubelet::Kubelet as Cri;
 use cove_e2e::registry::Registry;
-use cove_e2e::sysctl::Saved;
 use cove_e2e::{Outcome, client};
 use k8s_cri::v1::ContainerState;
 use tokio::runtime::Handle;
 
 use crate::cluster::Cluster;
 use crate::ground::{Ground, Images, Trial};
+use crate::left::Left;
 use crate::node::{Kubelet, Node};
 use crate::runtime::Runtime;
 
@@ -115,15 +116,15 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Outcome<usize> {
-    let settings = Saved::before_a_kubelet()?;
-    let had = node::fixed_places();
+    let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    left::take_away(threads.handle())?;
     let mut directory = tempfile::Builder::new().prefix("cove-kubelet-").tempdir()?;
     directory.disable_cleanup(options.keep);
-    let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let left = Left::before(directory.path())?;
     let (mut count, began) = (Count::default(), Instant::now());
-    let outcome = all(options, directory.path(), threads.handle(), &had, &mut count);
+    let outcome = all(options, directory.path(), threads.handle(), &left, &mut count);
     // Also when what came before failed; that is the first to tell then.
-    let restored = settings.restore();
+    let restored = left.restore();
     outcome.and(restored)?;
     if options.keep {
         println!("logs: {}", directory.path().display());
@@ -134,7 +135,7 @@ fn run(options: &Options) -> Outcome<usize> {
     Ok(count.failed)
 }
 
-fn all(options: &Options, directory: &Path, handle: &Handle, had: &[PathBuf], count: &mut Count) -> Outcome {
+fn all(options: &Options, directory: &Path, handle: &Handle, left: &Left, count: &mut Count) -> Outcome {
     let registry = Registry::start(&directory.join("registry"))?;
     let images = Images::push(&registry)?;
     let mut runtime = Runtime::start(&options.runtime, directory, &registry, handle)?;
@@ -143,7 +144,7 @@ fn all(options: &Options, directory: &Path, handle: &Handle, had: &[PathBuf], co
     let outcome = lives(options, &mut ground, &mut runtime, handle, count);
     let trouble = runtime.trouble();
     let began = Instant::now();
-    let cleaned = runtime.take_down(handle).and_then(|()| ground.node.clear(had));
+    let cleaned = runtime.take_down(handle).and_then(|()| left.clear(&ground.node));
     count.tell("leaves_nothing", began.elapsed(), cleaned);
     if (count.failed > 0 || outcome.is_err()) && !trouble.is_empty() {
         println!("--- what the runtime said:\n{trouble}");
@@ -209,7 +210,13 @@ fn lives(
     let second = chosen(options, &[later::CASES]);
     if !second.is_empty() {
         kubelet.take().map_or(Ok(()), Kubelet::stop)?;
+        for name in later::IN_THE_WAY.iter().filter(|name| ground.node.has(name)) {
+            ground.node.take_away(name)?;
+        }
         ground.node.changes = later::changes();
+        // It refuses that of another policy.
+        let state = ground.node.directory.join("kubelet/cpu_manager_state");
+        fs::remove_file(&state).map_err(|error| format!("{}: {error}", state.display()))?;
         kubelet = Some(ground.node.start()?);
         try_all(ground, &second, count)?;
     }

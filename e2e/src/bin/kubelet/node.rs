@@ -48,7 +48,15 @@ pub(crate) struct Node {
 impl Node {
     /// A node below `directory`, whose cgroup is made.
     pub(crate) fn new(directory: &Path, socket: &Path, instance: &str) -> Outcome<Self> {
-        let node = Self {
+        let node = Self::of(directory, socket, instance)?;
+        fs::create_dir_all(node.manifests())?;
+        node.make_cgroups()?;
+        Ok(node)
+    }
+
+    /// The same of one that is there.
+    pub(crate) fn of(directory: &Path, socket: &Path, instance: &str) -> Outcome<Self> {
+        Ok(Self {
             directory: directory.to_owned(),
             socket: socket.to_owned(),
             cgroup: format!("{instance}-kubelet"),
@@ -57,10 +65,7 @@ impl Node {
             changes: json!({}),
             name: NAME.to_owned(),
             kubeconfig: None,
-        };
-        fs::create_dir_all(node.manifests())?;
-        node.make_cgroups()?;
-        Ok(node)
+        })
     }
 
     /// Where it looks for static pods.
@@ -173,6 +178,11 @@ impl Node {
     /// Takes a manifest away, which deletes its pod.
     pub(crate) fn take_away(&self, name: &str) -> Outcome {
         Ok(fs::remove_file(self.manifest(name))?)
+    }
+
+    /// There is a manifest of that name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.manifest(name).exists()
     }
 
     fn manifest(&self, name: &str) -> PathBuf {

@@ -24,21 +24,9 @@ pub(crate) enum Runtime {
 impl Runtime {
     /// Starts the runtime of this name below `directory`.
     pub(crate) fn start(name: &str, directory: &Path, registry: &Registry, handle: &Handle) -> Outcome<Self> {
-        let variable = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
-        let range = variable("COVE_E2E_RANGE", "10.219.0.0/24");
         match name {
             "cove" => {
-                let place = Place {
-                    instance: instance(),
-                    root: directory.join("root"),
-                    state: directory.join("state"),
-                    range,
-                    programs: daemon::programs(),
-                    hosts: None,
-                    images: String::new(),
-                    cni: None,
-                };
-                let mut runtime = Self::Cove { place, daemon: None };
+                let mut runtime = Self::Cove { place: place(directory), daemon: None };
                 runtime.start_again(handle)?;
                 Ok(runtime)
             }
@@ -46,7 +34,7 @@ impl Runtime {
                 let config = json!({"Env": ["PATH=/bin"], "Entrypoint": ["sleep", "1000000"]});
                 let pause = image::build(vec![image::busybox()?], config)?;
                 let pause = registry.push("node/pause", "1", &pause)?;
-                let peer = Peer::start(&directory.join("containerd"), &cached("bin"), &pause, &range)?;
+                let peer = Peer::start(&directory.join("containerd"), &cached("bin"), &pause, &range())?;
                 handle.block_on(peer.connect())?;
                 Ok(Self::Containerd(peer))
             }
@@ -121,6 +109,24 @@ impl Runtime {
             Self::Containerd(peer) => peer.end(),
         }
     }
+}
+
+/// Where Cove lives below `directory`.
+pub(crate) fn place(directory: &Path) -> Place {
+    Place {
+        instance: instance(),
+        root: directory.join("root"),
+        state: directory.join("state"),
+        range: range(),
+        programs: daemon::programs(),
+        hosts: None,
+        images: String::new(),
+        cni: None,
+    }
+}
+
+fn range() -> String {
+    std::env::var("COVE_E2E_RANGE").unwrap_or_else(|_| "10.219.0.0/24".into())
 }
 
 /// The prefix of all names in the kernel.

@@ -14,6 +14,8 @@ cases!(
     shares_processes_in_a_pod,
     shares_namespaces_of_the_host,
     sets_sysctls,
+    filters_calls_by_a_profile_of_the_node,
+    shows_the_whole_proc_to_users_of_its_own,
 );
 
 const FACTS: &str = "{ id -u; id -g; id -G; grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\\t'
@@ -139,6 +141,38 @@ fn sets_sysctls(ground: &Ground) -> Outcome<Trial> {
         ground.simple("sysctls", &script, json!({}), json!({"securityContext": {"sysctls": sysctls}}))?;
     Trial::new(vec![pod], |ground| {
         ensure_eq!(ground.told("sysctls", "facts")?, "20000 30000\n");
+        Ok(())
+    })
+}
+
+fn filters_calls_by_a_profile_of_the_node(ground: &Ground) -> Outcome<Trial> {
+    let profiles = ground.node.directory.join("kubelet/seccomp");
+    std::fs::create_dir_all(&profiles)?;
+    let rule = json!({"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28});
+    let profile = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]});
+    std::fs::write(profiles.join("no-mkdir.json"), profile.to_string())?;
+    let seccomp = json!({"type": "Localhost", "localhostProfile": "no-mkdir.json"});
+    let script =
+        format!("{{ mkdir /tmp/x 2>&1; touch /tmp/y && echo touched; echo end; }} >/witness/facts; {IDLE}");
+    let more = json!({"securityContext": {"seccompProfile": seccomp}});
+    let pod = ground.simple("profile", &script, more, json!({}))?;
+    Trial::new(vec![pod], |ground| {
+        let told = ground.told("profile", "facts")?;
+        // ENOSPC: nobody else says so of /tmp.
+        ensure!(told.contains("No space left on device") && told.ends_with("touched\n"), "{told}");
+        Ok(())
+    })
+}
+
+fn shows_the_whole_proc_to_users_of_its_own(ground: &Ground) -> Outcome<Trial> {
+    let script = format!("{{ grep -c ' /proc/' /proc/mounts; echo end; }} >/witness/facts; {IDLE}");
+    let pod = |name: &str, kind: &str| {
+        let more = json!({"securityContext": {"procMount": kind}});
+        ground.simple(name, &script, more, json!({"hostUsers": false}))
+    };
+    Trial::new(vec![pod("unmasked", "Unmasked")?, pod("masked", "Default")?], |ground| {
+        ensure_eq!(ground.told("unmasked", "facts")?, "0\n");
+        ensure!(ground.told("masked", "facts")?.trim().parse::<u32>()? > 5, "nothing is masked");
         Ok(())
     })
 }

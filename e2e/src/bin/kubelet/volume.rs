@@ -1,9 +1,10 @@
 //! Volumes as a kubelet makes them on the host and a runtime shows them.
 
 use cove_e2e::Outcome;
+use rustix::mount::MountPropagationFlags;
 use serde_json::json;
 
-use crate::ground::{Ground, IDLE, Trial};
+use crate::ground::{Ground, IDLE, Trial, merge};
 use crate::node::NAME;
 
 cases!(
@@ -14,6 +15,7 @@ cases!(
     mounts_volumes_read_only,
     mounts_an_image,
     keeps_a_directory_over_a_restart,
+    passes_mounts_between_pods,
 );
 
 fn mount(name: &str, path: &str) -> serde_json::Value {
@@ -159,6 +161,41 @@ fn keeps_a_directory_over_a_restart(ground: &Ground) -> Outcome<Trial> {
     Trial::new(vec![pod], |ground| {
         // The volume is the pod's, what the container wrote besides went with it.
         ensure_eq!(ground.told("lives", "facts")?, "life\n");
+        Ok(())
+    })
+}
+
+fn passes_mounts_between_pods(ground: &Ground) -> Outcome<Trial> {
+    // Made once the other runs: the case is of mounts that come later.
+    let script = "mkdir -p /shared/part; trap 'umount /shared/part; exit 0' TERM
+        while ! test -e /shared/ready; do sleep 0.1; done
+        mount -t tmpfs passed /shared/part; echo passed >/shared/part/file; sleep 100000 & wait";
+    let shared = |way: &str| json!({"volumeMounts": [{"name": "shared", "mountPath": "/shared", "mountPropagation": way}]});
+    let mut more = shared("Bidirectional");
+    merge(&mut more, json!({"securityContext": {"privileged": true}}));
+    // The kernel passes nothing on from a mount that is not shared, and a runtime refuses it.
+    let path = ground.node.directory.join("shared");
+    std::fs::create_dir_all(&path)?;
+    rustix::mount::mount_bind(&path, &path)?;
+    rustix::mount::mount_change(&path, MountPropagationFlags::SHARED)?;
+    let spec =
+        json!({"volumes": [{"name": "shared", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}]});
+    let from = ground.simple("passes", script, more, spec.clone())?;
+    let script = format!(
+        "touch /shared/ready; while ! test -s /shared/part/file; do sleep 0.1; done
+        {{ cat /shared/part/file; echo end; }} >/witness/facts; {IDLE}"
+    );
+    let to = ground.simple("takes", &script, shared("HostToContainer"), spec)?;
+    Trial::new(vec![from, to], move |ground| {
+        ensure_eq!(ground.told("takes", "facts")?, "passed\n");
+        ground.node.take_away("passes")?;
+        // The mount goes with the one who made it, from the host and from the other.
+        ground.until("the mount to be gone", || {
+            let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+            Ok((!mounts.contains(&format!("passed {}", path.display()))).then_some(()))
+        })?;
+        let mounts = ground.exec("takes", "main", &["cat", "/proc/mounts"])?;
+        ensure!(!mounts.contains("passed /shared"), "{mounts}");
         Ok(())
     })
 }

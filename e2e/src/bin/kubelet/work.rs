@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use cove_e2e::{Outcome, process};
+use k8s_cri::v1::PodSandboxState;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -22,6 +23,7 @@ cases!(
     replaces_a_pod_whose_manifest_changed,
     deletes_gracefully,
     kills_what_ignores_its_signal,
+    starts_a_pod_anew_whose_sandbox_died,
 );
 
 fn runs_init_containers_in_order(ground: &Ground) -> Outcome<Trial> {
@@ -242,19 +244,8 @@ fn deletes_gracefully(ground: &Ground) -> Outcome<Trial> {
             .until("the kubelet to forget the pod", || Ok(ground.look("deleted")?.is_none().then_some(())))?;
         // Its collection looks once a minute.
         ground.until("the container and its sandbox to be removed", || {
-            ground.cri(async |mut cri| {
-                if cri.containers().await?.contains(&id) {
-                    return Ok(None);
-                }
-                for pod in cri.pods().await? {
-                    // One of another pod may go in between.
-                    let status = cri.pod_status(&pod).await;
-                    if status.is_ok_and(|status| status.metadata.is_some_and(|pod| pod.uid == uid)) {
-                        return Ok(None);
-                    }
-                }
-                Ok(Some(()))
-            })
+            let containers = ground.cri(async |mut cri| Ok(cri.containers().await?))?;
+            Ok((!containers.contains(&id) && ground.sandboxes(&uid)?.is_empty()).then_some(()))
         })?;
         ground.until("its directories to go", || {
             let volumes = ground.node.directory.join("kubelet/pods").join(&uid);
@@ -272,5 +263,28 @@ fn kills_what_ignores_its_signal(ground: &Ground) -> Outcome<Trial> {
         ground.node.take_away("stubborn")?;
         ensure_eq!(ground.told("stubborn", "signal")?, "ignored\n");
         ground.until("the kubelet to forget the pod", || Ok(ground.look("stubborn")?.is_none().then_some(())))
+    })
+}
+
+fn starts_a_pod_anew_whose_sandbox_died(ground: &Ground) -> Outcome<Trial> {
+    let pod = ground.simple("anew", IDLE, json!({}), json!({}))?;
+    Trial::new(vec![pod], |ground| {
+        let old = ground.ready("anew")?;
+        let uid = old["metadata"]["uid"].as_str().ok_or("no uid")?.to_owned();
+        let (old_container, old_process) = (ground.id("anew", "main")?, ground.pid("anew")?);
+        let of_pod = ground.sandboxes(&uid)?;
+        let [sandbox] = of_pod.as_slice() else { return Err(format!("{of_pod:?}").into()) };
+        ground.end_sandbox(sandbox)?;
+        let new = ground.seen("anew", "to be another container", |pod| {
+            let id = of(pod, "main")["containerID"].as_str().map(str::to_owned);
+            let other = id.is_some_and(|id| !id.ends_with(&old_container));
+            (other && condition(pod, "Ready")).then(|| pod.clone())
+        })?;
+        ensure!(new["metadata"]["uid"] == old["metadata"]["uid"], "it is the same pod");
+        ensure!(!process::lives(old_process), "the old process lives on");
+        // It is kept for the log of its container.
+        let state = ground.cri(async |mut cri| Ok(cri.pod_status(sandbox).await?.state()))?;
+        ensure_eq!(state, PodSandboxState::SandboxNotready);
+        Ok(())
     })
 }
