@@ -16,6 +16,7 @@ cases!(
     needs_a_running_container,
     runs_many_at_once,
     is_killed_when_the_client_goes,
+    gives_back_what_a_flood_took,
 );
 
 async fn sleeper(world: &mut World) -> Outcome<(String, String)> {
@@ -139,4 +140,36 @@ async fn is_killed_when_the_client_goes(world: &mut World) -> Outcome {
         ensure!(Instant::now() < end, "the exec lives on");
     }
     Ok(())
+}
+
+/// security-bar.md E39.
+async fn gives_back_what_a_flood_took(world: &mut World) -> Outcome {
+    let (_, container) = sleeper(world).await?;
+    let before = crate::stream_protocol::memory(world)?;
+    let mut running = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let mut runtime = world.cri.runtime.clone();
+        let cmd = ["sh", "-c", "yes & yes >&2"].map(str::to_owned).to_vec();
+        let request = k8s_cri::v1::ExecSyncRequest { container_id: container.clone(), cmd, timeout: 5 };
+        running.spawn(async move { runtime.exec_sync(request).await.map(drop) });
+    }
+    let mut most = 0;
+    while !running.is_empty() {
+        most = most.max(crate::stream_protocol::memory(world)?);
+        let ended = tokio::time::timeout(Duration::from_millis(50), running.join_next()).await;
+        if let Ok(Some(ended)) = ended {
+            ensure_eq!(ended?.refused()?.code(), tonic::Code::DeadlineExceeded);
+        }
+    }
+    let grown = most.saturating_sub(before);
+    ensure!(grown < (8 * 40) << 10, "the daemon grew by {grown} KiB");
+    let end = Instant::now() + crate::world::SOON;
+    loop {
+        let left = crate::stream_protocol::memory(world)?.saturating_sub(before);
+        if left < 16 << 10 {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "the daemon keeps {left} KiB");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }

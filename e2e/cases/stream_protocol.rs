@@ -14,6 +14,7 @@ cases!(
     one_connection_that_is_reset_leaves_the_others_alone,
     what_nobody_takes_does_not_grow_the_daemon,
     a_thousand_terminals_leave_nothing,
+    forwards_a_thousand_connections_and_ends_with_its_pod,
 );
 
 pub(crate) async fn forward_url(world: &mut World, pod: &str, ports: &[u16]) -> Outcome<String> {
@@ -323,5 +324,27 @@ async fn a_thousand_terminals_leave_nothing(world: &mut World) -> Outcome {
     }
     let grown = memory(world)?.saturating_sub(small);
     ensure!(grown < 4 << 10, "the daemon has grown by {grown} KiB");
+    Ok(())
+}
+
+async fn forwards_a_thousand_connections_and_ends_with_its_pod(world: &mut World) -> Outcome {
+    let (pod, _) = servers(world).await?;
+    let url = forward_url(world, &pod, &[]).await?;
+    let (mut writer, mut reader) = spdy::connect(&url, "portforward.k8s.io").await?;
+    for request in 0..1000 {
+        let (_, data) = writer.forward(request, 8080).await?;
+        let sent = format!("{request} there and back");
+        writer.data(data, sent.as_bytes(), true).await?;
+        ensure_eq!(to_end(&mut reader, data).await?, sent.as_bytes());
+    }
+    let (error, open) = writer.forward(1000, 8081).await?;
+    writer.data(open, b"nobody reads this", false).await?;
+    while next(&mut reader).await? != Frame::Reply(open) {}
+    world.stop_pod(&pod).await?;
+    // Told or not, both streams end; and what comes then is told that there is no pod.
+    to_end(&mut reader, error).await?;
+    let (error, _) = writer.forward(1001, 8080).await?;
+    let told = String::from_utf8(to_end(&mut reader, error).await?)?;
+    ensure!(told.contains("is not ready"), "{told}");
     Ok(())
 }

@@ -5,10 +5,14 @@ use cove_e2e::websocket::{self, WebSocket};
 use serde_json::Value;
 
 use crate::stream::sleeper;
-use crate::stream_protocol::{exec_url, forward_url, servers};
+use crate::stream_protocol::{exec_url, forward_url, memory, servers};
 use crate::world::{SOON, World};
 
-cases!(every_version_of_channels_tells_how_it_ended, forwards_ports_that_were_named_before);
+cases!(
+    every_version_of_channels_tells_how_it_ended,
+    forwards_ports_that_were_named_before,
+    ends_clients_that_break_the_rules
+);
 
 async fn next(client: &mut WebSocket) -> Outcome<Option<(u8, Vec<u8>)>> {
     tokio::time::timeout(SOON, client.next()).await.map_err(|_| "no message came")?
@@ -84,5 +88,41 @@ async fn forwards_ports_that_were_named_before(world: &mut World) -> Outcome {
     let url = forward_url(world, &pod, &[]).await?;
     let mut client = websocket::connect(&url, "v4.channel.k8s.io").await?;
     ensure!(!matches!(next(&mut client).await, Ok(Some(_))), "ports were made up");
+    Ok(())
+}
+
+async fn ends_clients_that_break_the_rules(world: &mut World) -> Outcome {
+    let (_, container) = sleeper(world).await?;
+    let before = memory(world)?;
+    // Masked with zeros where they are masked at all.
+    let payloads: Vec<(&str, Vec<u8>)> = vec![
+        ("a message of 2^63 bytes", [&[0x82, 0xff, 0x7f][..], &[0xff; 7], &[0; 4]].concat()),
+        ("a message of 16 MiB", [&[0x82, 0xff, 0, 0, 0, 0, 1, 0, 0, 0][..], &[0; 4]].concat()),
+        ("one without a mask", vec![0x82, 1, 0]),
+        ("an opcode that is none", vec![0x83, 0x80, 0, 0, 0, 0]),
+        ("reserved bits", vec![0xf2, 0x80, 0, 0, 0, 0]),
+        ("a long ping", [&[0x89, 0xfe, 0x10, 0][..], &[0; 4 + 0x1000]].concat()),
+        ("a fragment of nothing", vec![0x80, 0x80, 0, 0, 0, 0]),
+        // Each fragment is small, and the message never ends.
+        (
+            "fragments without end",
+            [&[0x02, 0xfe, 0xff, 0xff][..], &[0; 4 + 0xffff]]
+                .concat()
+                .into_iter()
+                .chain([&[0x00, 0xfe, 0xff, 0xff][..], &[0; 4 + 0xffff]].concat().repeat(40))
+                .collect(),
+        ),
+    ];
+    for (name, payload) in payloads {
+        let url = exec_url(world, &container, &["cat"], [true, true, false, false]).await?;
+        let mut client = websocket::connect(&url, "v4.channel.k8s.io").await?;
+        ensure_eq!(next(&mut client).await?.ok_or("closed")?, (1, Vec::new()));
+        // It may hang up before it has all.
+        let _ = client.raw(&payload).await;
+        ensure!(client.is_closed().await?, "{name}: the connection stays");
+    }
+    let grown = memory(world)?.saturating_sub(before);
+    ensure!(grown < 8 << 10, "the daemon has grown by {grown} KiB");
+    ensure_eq!(world.exec(&container, &["true"]).await?.exit_code, 0);
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! A WebSocket client for channels, of any version: kubectl and crictl only speak the newest.
 
+use std::time::Duration;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -10,6 +12,9 @@ use crate::spdy::{head, split};
 
 /// The largest message that a server may send us.
 const MAX_MESSAGE: u64 = 1024 * 1024;
+
+/// How long a server may take to hang up.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A connected client.
 #[derive(Debug)]
@@ -82,6 +87,21 @@ impl WebSocket {
             } else {
                 (*channel, rest.to_vec())
             }));
+        }
+    }
+
+    /// Sends bytes as they are.
+    pub async fn raw(&mut self, bytes: &[u8]) -> Outcome {
+        Ok(self.socket.write_all(bytes).await?)
+    }
+
+    /// Waits for the end of the connection, whatever comes before: true if it comes in time.
+    pub async fn is_closed(&mut self) -> Outcome<bool> {
+        let mut rest = Vec::new();
+        match tokio::time::timeout(PATIENCE, self.socket.read_to_end(&mut rest)).await {
+            Ok(Err(error)) if error.kind() != std::io::ErrorKind::ConnectionReset => Err(error.into()),
+            Ok(_) => Ok(true),
+            Err(_) => Ok(false),
         }
     }
 }
