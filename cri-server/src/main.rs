@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod audit;
 mod blocking;
 mod cdi;
 mod cgroup;
@@ -46,11 +47,11 @@ const WORKERS: usize = 2;
 fn main() -> ExitCode {
     let arguments = cli::arguments();
     let result = match &arguments.command {
-        None => serve(arguments.config.as_deref()),
+        None => serve(arguments.config.as_deref()).map(|()| ExitCode::SUCCESS),
         Some(command) => cli::run(command, arguments.config.as_deref()),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("cove: {error}");
             ExitCode::FAILURE
@@ -72,6 +73,7 @@ fn serve(file: Option<&Path>) -> Result<(), Box<dyn Error>> {
     if !taken_away.is_empty() {
         tracing::warn!(?taken_away, "guards are taken away: containers can escape, this is for tests only");
     }
+    cove_runtime::descriptors::allow_all();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
     runtime.block_on(run(config))
 }

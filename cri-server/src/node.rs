@@ -13,7 +13,9 @@ use crate::blocking;
 use crate::cgroup::Cgroups;
 use crate::config::Config;
 use crate::container::config::ContainerConfig;
+use crate::container::exec_sync::Budget;
 use crate::container::live::{Container, ContainerKey};
+use crate::detach::Flight;
 use crate::error::{Error, Kind};
 use crate::events::Events;
 use crate::gate::Gate;
@@ -24,8 +26,8 @@ use crate::sandbox::config::{SandboxConfig, SandboxName};
 use crate::sandbox::live::Sandbox;
 use crate::shim::Launcher;
 use crate::stats::Usage;
-use crate::step::{Operation, Operations};
-use crate::store::{self, Clock, Index, RootLock};
+use crate::step::{Operation, Operations, Progress};
+use crate::store::{self, Claims, Clock, Index, RootLock};
 use crate::stream::Streams;
 
 /// How long the end of the daemon waits for operations in flight; what is not done by then is finished by the next
@@ -59,6 +61,8 @@ pub struct Node {
     pub clock: Clock,
     /// Operations in flight.
     pub operations: Operations,
+    /// What may be kept of what commands write.
+    pub exec_output: Budget,
     /// What is kept between two readings of what pods use.
     pub usage: Usage,
     /// Every task that must end before the daemon does.
@@ -94,6 +98,7 @@ impl Node {
     /// recovery's, which knows what is there.
     pub fn open(config: Config) -> Result<Arc<Self>, Error> {
         let locks = [RootLock::take(&config.root)?, RootLock::take(&config.state)?];
+        Claims::of(&config.instance).add(&config.root, &config.state)?;
         Ok(Arc::new(Self {
             gate: Gate::default(),
             images: Images::open(&config.root, image_options(&config))?,
@@ -106,6 +111,7 @@ impl Node {
             events: Arc::default(),
             clock: Clock::default(),
             operations: Operations::default(),
+            exec_output: Budget::default(),
             usage: Usage::default(),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
@@ -150,6 +156,25 @@ impl Node {
     pub fn launcher(&self) -> Result<&Launcher, Error> {
         let launcher = self.launcher.get().map(AsRef::as_ref);
         launcher.ok_or(Error::Unavailable("the daemon cannot start shims yet"))
+    }
+
+    /// Joins the operation of an object that is under way, or begins it, and waits for its end within `limit`.
+    pub async fn join<F>(
+        &self,
+        flight: &Flight<()>,
+        limit: Duration,
+        (operation, id): (Operation, &str),
+        work: impl FnOnce(Arc<Progress>) -> F,
+    ) -> Result<(), Error>
+    where
+        F: Future<Output = Result<(), Error>> + Send + 'static,
+    {
+        flight
+            .join(&self.tasks, limit, || {
+                let progress = self.operations.begin(operation, id);
+                (Arc::clone(&progress), work(progress))
+            })
+            .await
     }
 
     /// Waits for the work that a name is claimed by, within `limit`.
@@ -214,10 +239,13 @@ impl Node {
         if let Some(launcher) = self.launcher.get().cloned() {
             blocking::run(move || launcher.end()).await;
         }
-        let closed = self.cgroups.close().await;
+        let mut closed = self.cgroups.close().await;
         // Not there when the daemon ends before recovery did.
-        let Some(network) = self.network.get().cloned() else { return closed };
-        let instance = self.config.load().instance.clone();
-        blocking::run(move || network.close(&instance)).await.and(closed)
+        if let Some(network) = self.network.get().cloned() {
+            let instance = self.config.load().instance.clone();
+            closed = blocking::run(move || network.close(&instance)).await.and(closed);
+        }
+        let config = self.config.load_full();
+        blocking::run(move || Claims::of(&config.instance).remove(&config.root)).await.and(closed)
     }
 }

@@ -17,6 +17,7 @@
 mod ensure;
 mod world;
 
+mod audit;
 mod bad_input;
 mod cdi;
 mod cgroup;
@@ -99,6 +100,7 @@ fn main() {
         ("events", events::CASES),
         ("lifecycle", lifecycle::CASES),
         ("restart", restart::CASES),
+        ("audit", audit::CASES),
         ("bad_input", bad_input::CASES),
         ("hostile", hostile::CASES),
         ("demo", demo::CASES),

@@ -11,7 +11,7 @@ use cove_e2e::daemon::{self, Daemon, Place};
 use cove_e2e::image::{self, Layer};
 use cove_e2e::registry::Registry;
 use cove_e2e::sysctl::Saved;
-use cove_e2e::{Outcome, leak, pod, wait};
+use cove_e2e::{Outcome, audit, leak, pod, wait};
 use k8s_cri::v1::*;
 use serde_json::json;
 use tempfile::TempDir;
@@ -142,10 +142,12 @@ async fn run_async(case: &Case) -> Outcome {
         let own = own_instance();
         let counts = |line: &String| !is_daemon(line) && is_ours(line, own.as_deref());
         let before = before.into_iter().filter(counts).collect();
-        check_but_daemon(&before, &roots)
+        check_but_daemon(&before, &roots)?;
+        audit::check(&place)
     }
     .await;
-    let end = world.end().await;
+    // With no daemon nothing is on its way any more.
+    let end = world.end().await.and_then(|()| audit::check(&place));
     let restored = settings.restore();
     let outcome = outcome.and(end).and(restored).and_then(|()| {
         let own = own_instance();

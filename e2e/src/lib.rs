@@ -5,6 +5,7 @@
 
 pub mod archive;
 pub mod attacker;
+pub mod audit;
 pub mod certificate;
 pub mod cgroup;
 pub mod client;

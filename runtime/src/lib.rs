@@ -9,7 +9,10 @@ pub mod allocator;
 pub mod build;
 #[cfg(feature = "lib")]
 pub mod cgroup;
+pub mod descriptors;
 pub mod memfd;
+#[cfg(feature = "lib")]
+pub mod mount_table;
 #[cfg(feature = "lib")]
 pub mod namespace;
 pub mod process;

@@ -1,9 +1,11 @@
 //! The gRPC server on the CRI's sockets: its limits, and its end.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream::{StreamExt, select_all};
+use futures_util::stream::{Stream, StreamExt, select_all};
+use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
@@ -31,6 +33,21 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_mins(5), Duration::from_
 /// never sent anything (hyper#4170).
 const DRAIN: Duration = Duration::from_secs(2);
 
+/// Pause after accept(2) failed, for want of descriptors for example: the listener stays readable, and a loop without a
+/// pause would take a whole CPU from those who could give some back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The clients of a listener, with a pause after a failure.
+fn paced(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
+    UnixListenerStream::new(listener).then(async |accepted| {
+        if let Err(error) = &accepted {
+            tracing::warn!(%error, "a client cannot be accepted");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+        accepted
+    })
+}
+
 /// Serves until `end` is there, then lets calls in flight finish for a bounded time.
 pub(crate) async fn serve(
     node: &Arc<Node>,
@@ -38,8 +55,7 @@ pub(crate) async fn serve(
     end: impl Future<Output = ()> + Send,
 ) -> Result<(), tonic::transport::Error> {
     let (listeners, files): (Vec<_>, Vec<_>) = sockets.into_iter().map(Listening::split).unzip();
-    let incoming =
-        select_all(listeners.into_iter().map(|listener| UnixListenerStream::new(listener).boxed()));
+    let incoming = select_all(listeners.into_iter().map(|listener| paced(listener).boxed()));
     let (ending, mut ended) = tokio::sync::watch::channel(false);
     let serving = Server::builder()
         .max_concurrent_streams(MAX_STREAMS)

@@ -1,5 +1,6 @@
 //! The command line. Without a command `cove` is the daemon.
 
+mod audit;
 mod config;
 mod connect;
 mod image;
@@ -9,6 +10,7 @@ mod table;
 use std::error::Error;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -36,6 +38,8 @@ pub(crate) enum Command {
     /// Show how pods are attached to the network
     #[command(subcommand)]
     Net(net::Action),
+    /// Compare what is in the kernel and on disk with the records: exit code 3 if something is left over or missing
+    Audit(audit::Options),
     /// For the tests of Cove
     #[command(subcommand, hide = true)]
     Debug(Debug),
@@ -54,16 +58,18 @@ pub(crate) fn arguments() -> Arguments {
 }
 
 /// Runs a command. `file` is the one of `--config`.
-pub(crate) fn run(command: &Command, file: Option<&Path>) -> Result<(), Box<dyn Error>> {
+pub(crate) fn run(command: &Command, file: Option<&Path>) -> Result<ExitCode, Box<dyn Error>> {
     match command {
-        Command::Config(action) => config::run(action, file),
-        Command::Image(action) => image::run(action, file),
-        Command::Net(action) => net::run(action, file),
+        Command::Config(action) => config::run(action, file)?,
+        Command::Image(action) => image::run(action, file)?,
+        Command::Net(action) => net::run(action, file)?,
+        Command::Audit(options) => return audit::run(options, file),
         Command::Debug(Debug::Steps) => {
             let points: Vec<String> = crate::step::points().collect();
-            Ok(writeln!(std::io::stdout(), "{}", points.join("\n"))?)
+            writeln!(std::io::stdout(), "{}", points.join("\n"))?;
         }
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

@@ -165,7 +165,7 @@ async fn make(
     config: Arc<ContainerConfig>,
     progress: &Arc<Progress>,
 ) -> Result<Arc<Container>, Error> {
-    let making = sandbox.children.join(owner.id()).map_err(|_| not_ready(sandbox))?;
+    let mut making = sandbox.children.join(owner.id()).map_err(|_| not_ready(sandbox))?;
     let mut steps = Steps::new(Arc::clone(progress), sandbox.closing.child_token());
     let (identity, prepared, leases) =
         steps.step("resolve", resolve(node, sandbox, owner.id(), config)).await?;
@@ -182,7 +182,7 @@ async fn make(
     drop(leases);
     node.containers.insert(container.id().to_owned(), Arc::clone(&container));
     let made = match steps.whole("record", record(sandbox, &container, prepared)).await {
-        Ok(()) => commit(&container, making, &mut steps, owner).await,
+        Ok(()) => commit(&container, &mut making, &mut steps, owner).await,
         Err(error) => Err(error),
     };
     match made {
@@ -192,8 +192,7 @@ async fn make(
             match remove::erase(node, &container, progress).await {
                 Ok(()) => Err(error),
                 Err(failure) => {
-                    // What is left of it goes with the sandbox.
-                    sandbox.children.restore(container.id());
+                    making.keep();
                     Err(error.then(failure))
                 }
             }
@@ -294,7 +293,7 @@ fn make_visible_directory(path: &Path) -> Result<(), Error> {
 /// The container is there, unless the sandbox was closed meanwhile.
 async fn commit(
     container: &Arc<Container>,
-    making: Making,
+    making: &mut Making,
     steps: &mut Steps,
     owner: &Owner<ContainerKey, ContainerConfig>,
 ) -> Result<(), Error> {

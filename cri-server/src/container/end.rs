@@ -63,13 +63,10 @@ pub async fn go_on(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), E
 }
 
 async fn join(node: &Arc<Node>, container: &Arc<Container>, limit: Duration) -> Result<(), Error> {
-    container
-        .ending
-        .join(&node.tasks, limit, || {
-            let progress = node.operations.begin(STOP, container.id());
-            (Arc::clone(&progress), drive(Arc::clone(node), Arc::clone(container), progress))
-        })
-        .await
+    node.join(&container.ending, limit, (STOP, container.id()), |progress| {
+        drive(Arc::clone(node), Arc::clone(container), progress)
+    })
+    .await
 }
 
 /// Nanoseconds of CLOCK_BOOTTIME.

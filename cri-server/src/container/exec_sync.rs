@@ -16,7 +16,8 @@ use super::exec::{Command, Running, begin, running};
 use super::live::Container;
 use crate::error::Error;
 use crate::node::Node;
-use output::{Collector, Pipes};
+pub(crate) use output::Budget;
+use output::{Broken, Collector, Pipes};
 
 /// How long output is read after the command has ended: its children may hold the pipe for ever.
 const DRAIN_LIMIT: Duration = Duration::from_millis(500);
@@ -64,12 +65,22 @@ async fn run(node: &Arc<Node>, container: &Arc<Container>, cmd: Vec<String>) -> 
     let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| failed(container, "open /dev/null for a command in", error.into()))?;
     let command = Command { cmd, stdio: [null, stdout, stderr], terminal: false };
-    follow(container, begin(node, container, command).await?, pipes).await
+    let collector = Collector::new(&node.exec_output);
+    follow(container, begin(node, container, command).await?, pipes, collector).await
 }
 
-async fn follow(container: &Container, mut command: Running, pipes: Pipes) -> Result<ExecOutput, Error> {
-    let broken = |error| failed(container, "read the output of a command in", error);
-    let mut collector = Collector::default();
+async fn follow(
+    container: &Container,
+    mut command: Running,
+    pipes: Pipes,
+    mut collector: Collector,
+) -> Result<ExecOutput, Error> {
+    let broken = |why| match why {
+        Broken::Io(error) => failed(container, "read the output of a command in", error),
+        Broken::Full => Error::Exhausted(
+            "commands that run at the same time have written more than 64 MiB together: try again, or write less",
+        ),
+    };
     let code = {
         let reading = collector.read(&pipes);
         let ended = command.ended();

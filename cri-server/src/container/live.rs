@@ -162,6 +162,12 @@ impl Container {
         Ok(())
     }
 
+    /// Writes its state, if the disk could not take it when it changed.
+    pub async fn write_again(self: &Arc<Self>) -> Result<(), Error> {
+        let container = Arc::clone(self);
+        Ok(blocking::run(move || container.state.write_again()).await?)
+    }
+
     /// Applies what must not fail for want of disk space: what is not on disk is found out again by recovery.
     pub async fn apply_anyway(self: &Arc<Self>, fact: ContainerFact) {
         if let Err(error) = self.apply(fact).await {

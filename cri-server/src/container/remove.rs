@@ -43,13 +43,10 @@ pub async fn remove(node: &Arc<Node>, id: &str) -> Result<(), Error> {
 
 /// Removes a container, or joins the call that already does.
 pub async fn join(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), Error> {
-    container
-        .removing
-        .join(&node.tasks, ANSWER_LIMIT, || {
-            let progress = node.operations.begin(REMOVE, container.id());
-            (Arc::clone(&progress), work(Arc::clone(node), Arc::clone(container), progress))
-        })
-        .await
+    node.join(&container.removing, ANSWER_LIMIT, (REMOVE, container.id()), |progress| {
+        work(Arc::clone(node), Arc::clone(container), progress)
+    })
+    .await
 }
 
 async fn work(node: Arc<Node>, container: Arc<Container>, progress: Arc<Progress>) -> Result<(), Error> {

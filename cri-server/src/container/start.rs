@@ -48,13 +48,10 @@ const UNDO_LIMIT: Duration = Duration::from_secs(10);
 /// Runs a created container's program; returns once it runs.
 pub async fn start(node: &Arc<Node>, id: &str) -> Result<(), Error> {
     let container = node.containers.find(id, |container| container.view().is_some())?;
-    container
-        .starting
-        .join(&node.tasks, ANSWER_LIMIT, || {
-            let progress = node.operations.begin(START, container.id());
-            (Arc::clone(&progress), work(Arc::clone(node), Arc::clone(&container), progress))
-        })
-        .await
+    node.join(&container.starting, ANSWER_LIMIT, (START, container.id()), |progress| {
+        work(Arc::clone(node), Arc::clone(&container), progress)
+    })
+    .await
 }
 
 async fn work(node: Arc<Node>, container: Arc<Container>, progress: Arc<Progress>) -> Result<(), Error> {

@@ -133,14 +133,12 @@ impl Layout {
     pub(super) fn find_layers(&self) -> Result<Vec<(Digest, LayerRecord)>, ImageError> {
         let mut found = Vec::new();
         for name in names(&self.layers())? {
-            let algorithm = if name.len() == 128 { "sha512" } else { "sha256" };
-            let Ok(diff_id) = format!("{algorithm}:{name}").parse::<Digest>() else {
+            let Some(diff_id) = diff_id(&name) else {
                 tracing::warn!(layer = name, "an entry of the layer directory is no layer: left alone");
                 continue;
             };
-            match record::read(&self.layer(&diff_id).join("layer.json")) {
-                Ok(layer) if self.layer_files(&diff_id).is_dir() => found.push((diff_id, layer)),
-                Ok(_) => tracing::warn!(layer = %diff_id, "a layer has no files: the next pull replaces it"),
+            match read_layer(&self.layer(&diff_id)) {
+                Ok(layer) => found.push((diff_id, layer)),
                 Err(error) => {
                     tracing::warn!(layer = %diff_id, %error, "a layer is damaged: the next pull replaces it")
                 }
@@ -281,6 +279,22 @@ impl Layout {
 
     fn number(&self) -> String {
         self.next.fetch_add(1, Ordering::Relaxed).to_string()
+    }
+}
+
+/// The layer that an entry of the layers' directory is called by.
+pub(super) fn diff_id(name: &str) -> Option<Digest> {
+    let algorithm = if name.len() == 128 { "sha512" } else { "sha256" };
+    format!("{algorithm}:{name}").parse().ok()
+}
+
+/// What the layer in `directory` takes; an error says that it is not whole.
+pub(super) fn read_layer(directory: &Path) -> Result<LayerRecord, String> {
+    let layer = record::read(&directory.join("layer.json")).map_err(|error| error.to_string())?;
+    match directory.join("fs").symlink_metadata() {
+        Ok(metadata) if metadata.is_dir() => Ok(layer),
+        Ok(_) => Err("its files are no directory".to_owned()),
+        Err(error) => Err(format!("its files: {error}")),
     }
 }
 

@@ -21,6 +21,7 @@ mod hosts;
 mod import;
 #[cfg(test)]
 mod import_tests;
+mod inventory;
 mod layer;
 mod layout;
 mod lease;
@@ -57,6 +58,7 @@ pub use bounds::Bounds;
 pub use error::ImageError;
 use flight::Flights;
 pub use import::Choices;
+pub(crate) use inventory::{OnDisk, OnDiskLayer, inventory};
 use pinned::Pinned;
 pub(crate) use pinned::is_pattern;
 use progress::{Board, LayerProgress};

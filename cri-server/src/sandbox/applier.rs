@@ -1,23 +1,31 @@
 //! The one place where what a shim says becomes state: one task a sandbox, in the order in which it was said.
 //!
-//! A fact is applied, recorded, published, then acknowledged. What the disk cannot take is not acknowledged: the shim
-//! tells it again to the next daemon.
+//! A fact is applied, recorded, published, then acknowledged. What the disk cannot take is not acknowledged until it
+//! can: the shim tells it again to the next daemon.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
-use cove_runtime::protocol::{Event, Fact};
+use cove_runtime::protocol::{ContainerId, Event, Fact, Request, Signal};
 use tokio::sync::mpsc;
 
+use super::ledger::{Ledger, Object};
 use super::live::Sandbox;
 use super::state::SandboxFact;
 use crate::container::live::Container;
+use crate::container::state::Stage;
 use crate::container::{ContainerFact, ResolvedUser};
+use crate::error::Error;
 use crate::node::Node;
 use crate::shim::{ProcessId, Shim, ShimEvent};
 
 /// Facts that may wait to be applied. A full queue stops the reading of the shim, which keeps its facts itself.
 const QUEUE: usize = 256;
+/// How long a shim may take to be told that a start is given up.
+const GIVE_UP_LIMIT: Duration = Duration::from_secs(10);
+/// See signal(7).
+const SIGKILL: i32 = 9;
 
 /// Attends a shim: its facts are applied to `sandbox` and its containers until its process ends.
 pub fn attend(node: &Arc<Node>, sandbox: &Arc<Sandbox>, shim: Arc<Shim>) {
@@ -44,37 +52,48 @@ async fn apply_all(
     shim: Arc<Shim>,
     mut events: mpsc::Receiver<ShimEvent>,
 ) {
-    let (mut recorded, mut told, mut all_recorded) = (0, 0, true);
+    let mut ledger = Ledger::default();
     // Containers that the shim spoke of since the connection was made: what it does not speak of does not live.
     let mut spoken_of = std::collections::BTreeSet::new();
-    while let Some(event) = events.recv().await {
+    loop {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            () = ledger.due() => {
+                ledger.catch_up(|object| match object {
+                    Object::Sandbox(_) => true,
+                    Object::Container(container) => node.containers.get(container.id()).is_some(),
+                })
+                .await;
+                if let Some(serial) = ledger.tell() {
+                    shim.acknowledge(serial).await;
+                }
+                continue;
+            }
+        };
         match event {
-            ShimEvent::Fact(event, fds) => {
-                let serial = event.serial;
-                if let Some(container) = container_of(&event.fact) {
+            Some(ShimEvent::Fact(event, fds)) => {
+                let (serial, container) = (event.serial, container_of(&event.fact));
+                let object = match container {
+                    Some(id) => node.containers.get(id).map(Object::Container),
+                    None => Some(Object::Sandbox(Arc::clone(&sandbox))),
+                };
+                if let Some(container) = container {
                     spoken_of.insert(container.to_owned());
                 }
-                match apply(&node, &sandbox, event, fds).await {
-                    Ok(()) if all_recorded => recorded = recorded.max(serial),
-                    Ok(()) => {}
-                    Err(error) => {
-                        all_recorded = false;
-                        tracing::error!(sandbox = sandbox.id(), %error, "a fact could not be recorded");
-                    }
-                }
+                let result = apply(&node, &sandbox, event, fds).await;
+                ledger.note(serial, object, result);
             }
-            ShimEvent::SnapshotEnd => {
-                settle(&node, &sandbox, &spoken_of).await;
+            Some(ShimEvent::SnapshotEnd) => {
+                settle(&node, &sandbox, &shim, &spoken_of).await;
                 spoken_of.clear();
             }
-            ShimEvent::Gone => {
-                gone(&node, &sandbox).await;
-                return;
-            }
+            Some(ShimEvent::Gone) => return gone(&node, &sandbox).await,
+            None => return,
         }
-        if events.is_empty() && recorded > told {
-            shim.acknowledge(recorded).await;
-            told = recorded;
+        if events.is_empty()
+            && let Some(serial) = ledger.tell()
+        {
+            shim.acknowledge(serial).await;
         }
     }
 }
@@ -94,7 +113,7 @@ async fn apply(
     sandbox: &Arc<Sandbox>,
     event: Event,
     fds: Vec<OwnedFd>,
-) -> Result<(), crate::error::Error> {
+) -> Result<(), Error> {
     node.clock.seen(event.at);
     let at = event.at;
     if matches!(event.fact, Fact::InitExited(_)) {
@@ -134,6 +153,7 @@ async fn apply(
             let fact = ContainerFact::Exited { at, code: exited.status.code, oom: exited.oom };
             let result = container.apply(fact).await;
             container.release();
+            node.usage.close(container.id());
             drop_cgroup(node, &container);
             result
         }
@@ -154,13 +174,45 @@ fn drop_cgroup(node: &Arc<Node>, container: &Arc<Container>) {
 
 /// The shim has told all that it holds: a container that the record says to run, and that the shim does not speak of,
 /// does not run.
-async fn settle(node: &Arc<Node>, sandbox: &Arc<Sandbox>, spoken_of: &std::collections::BTreeSet<String>) {
+async fn settle(
+    node: &Arc<Node>,
+    sandbox: &Arc<Sandbox>,
+    shim: &Arc<Shim>,
+    spoken_of: &std::collections::BTreeSet<String>,
+) {
     for container in children(node, sandbox) {
         // What is being started by this daemon is none of an earlier connection's business.
         if spoken_of.contains(container.id()) || !container.state().may_run() || container.is_starting() {
             continue;
         }
+        if container.state().stage == Stage::Starting {
+            // Beside the facts, one of which may be the answer.
+            let (node, shim) = (Arc::clone(node), Arc::clone(shim));
+            node.tasks.clone().spawn(async move { give_up_start(&node, &shim, &container).await });
+            continue;
+        }
         lose(node, &container, "its shim does not know it any more").await;
+    }
+}
+
+/// A start that an earlier daemon asked for, or was about to: nobody waits for it any more, and a shim says nothing of
+/// what it is still building. It is told to give up; what it was building it tells of, and what it never began it has
+/// nothing to forget of.
+async fn give_up_start(node: &Arc<Node>, shim: &Shim, container: &Arc<Container>) {
+    let id = container.id().to_owned();
+    let kill = Request::Signal(Signal { container: id.clone(), signal: SIGKILL });
+    let told = shim.ask("give up a start in", kill, &[], GIVE_UP_LIMIT).await;
+    let forgotten = match told {
+        Ok(_) => shim.ask("forget", Request::Forget(ContainerId { container: id }), &[], GIVE_UP_LIMIT).await,
+        Err(error) => Err(error),
+    };
+    match forgotten {
+        Err(Error::Failure { .. }) => return,
+        Err(error) => tracing::warn!(container = container.id(), %error, "its shim could not be asked"),
+        Ok(_) => {}
+    }
+    if container.state().may_run() {
+        lose(node, container, "its start was cut off by the end of the daemon").await;
     }
 }
 

@@ -77,10 +77,15 @@ impl Children {
 
 impl Making {
     /// The container is made: it stays in the set, unless the set was closed meanwhile.
-    pub fn commit(mut self) -> Result<(), Closed> {
+    pub fn commit(&mut self) -> Result<(), Closed> {
         let closed = self.children.lock().closed;
         self.committed = !closed;
         if closed { Err(Closed) } else { Ok(()) }
+    }
+
+    /// It could not be undone: it stays in the set, and goes with the sandbox.
+    pub fn keep(mut self) {
+        self.committed = true;
     }
 }
 
@@ -101,13 +106,17 @@ mod tests {
     async fn a_closed_set_takes_nobody_and_waits_for_those_on_the_way() {
         let children = Arc::new(Children::default());
         children.join("a").unwrap().commit().unwrap();
-        let late = children.join("b").unwrap();
+        let mut late = children.join("b").unwrap();
         drop(children.join("c").unwrap());
         children.close();
         assert!(children.join("d").is_err());
         assert_eq!(children.ids(), ["a", "b"]);
         assert!(!children.settled(Duration::from_millis(1)).await);
         assert_eq!(late.commit(), Err(Closed));
+        // While it is undone it is still there to be found, and waited for.
+        assert_eq!(children.ids(), ["a", "b"]);
+        assert!(!children.settled(Duration::from_millis(1)).await);
+        drop(late);
         assert!(children.settled(Duration::from_secs(1)).await);
         assert_eq!(children.ids(), ["a"]);
     }

@@ -192,6 +192,12 @@ impl Sandbox {
         Ok(())
     }
 
+    /// Writes its state, if the disk could not take it when it changed.
+    pub async fn write_again(self: &Arc<Self>) -> Result<(), Error> {
+        let sandbox = Arc::clone(self);
+        Ok(blocking::run(move || sandbox.state.write_again()).await?)
+    }
+
     /// Applies what must not fail for want of disk space: what is not on disk is found out again by recovery.
     pub async fn apply_anyway(self: &Arc<Self>, fact: SandboxFact) {
         if let Err(error) = self.apply(fact).await {

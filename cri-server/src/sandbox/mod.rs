@@ -4,6 +4,7 @@ pub(crate) mod applier;
 pub(crate) mod children;
 pub(crate) mod config;
 pub(crate) mod files;
+mod ledger;
 pub(crate) mod list;
 pub(crate) mod live;
 pub(crate) mod port_forward;

@@ -36,13 +36,10 @@ pub async fn remove(node: &Arc<Node>, id: &str) -> Result<(), Error> {
 
 /// Removes a sandbox, or joins the call that already does.
 pub async fn join(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
-    sandbox
-        .removing
-        .join(&node.tasks, ANSWER_LIMIT, || {
-            let progress = node.operations.begin(REMOVE, sandbox.id());
-            (Arc::clone(&progress), work(Arc::clone(node), Arc::clone(sandbox), progress))
-        })
-        .await
+    node.join(&sandbox.removing, ANSWER_LIMIT, (REMOVE, sandbox.id()), |progress| {
+        work(Arc::clone(node), Arc::clone(sandbox), progress)
+    })
+    .await
 }
 
 async fn work(node: Arc<Node>, sandbox: Arc<Sandbox>, progress: Arc<Progress>) -> Result<(), Error> {

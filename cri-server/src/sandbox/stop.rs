@@ -36,13 +36,10 @@ pub async fn stop(node: &Arc<Node>, id: &str) -> Result<(), Error> {
 
 /// Stops a sandbox, or joins the call that already does.
 pub async fn join(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
-    sandbox
-        .stopping
-        .join(&node.tasks, ANSWER_LIMIT, || {
-            let progress = node.operations.begin(STOP, sandbox.id());
-            (Arc::clone(&progress), work(Arc::clone(node), Arc::clone(sandbox), progress))
-        })
-        .await
+    node.join(&sandbox.stopping, ANSWER_LIMIT, (STOP, sandbox.id()), |progress| {
+        work(Arc::clone(node), Arc::clone(sandbox), progress)
+    })
+    .await
 }
 
 async fn work(node: Arc<Node>, sandbox: Arc<Sandbox>, progress: Arc<Progress>) -> Result<(), Error> {

@@ -18,6 +18,27 @@ use tokio::sync::oneshot;
 /// A reply and the descriptors that came with it.
 pub type Answered = (Reply, Vec<OwnedFd>);
 
+/// A request that was sent. Dropped, nobody waits for its reply any more.
+#[derive(Debug)]
+pub struct Sent<'a> {
+    connection: &'a Connection,
+    seq: u32,
+    reply: oneshot::Receiver<Answered>,
+}
+
+impl Sent<'_> {
+    /// Waits for the reply; none when the connection ends before.
+    pub async fn reply(mut self) -> Option<Answered> {
+        (&mut self.reply).await.ok()
+    }
+}
+
+impl Drop for Sent<'_> {
+    fn drop(&mut self) {
+        self.connection.pending().remove(&self.seq);
+    }
+}
+
 /// A connected control socket.
 #[derive(Debug)]
 pub struct Connection {
@@ -43,25 +64,18 @@ impl Connection {
         })
     }
 
-    /// Sends a request. The reply comes through the receiver, which ends without one when the connection does.
-    pub async fn send(
-        &self,
-        request: Request,
-        fds: &[BorrowedFd<'_>],
-    ) -> io::Result<oneshot::Receiver<Answered>> {
+    /// Sends a request.
+    pub async fn send(&self, request: Request, fds: &[BorrowedFd<'_>]) -> io::Result<Sent<'_>> {
         let seq = self.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, receiver) = oneshot::channel();
+        let (sender, reply) = oneshot::channel();
         if !matches!(request, Request::Acknowledge(_)) {
             self.pending().insert(seq, sender);
         }
+        // Before it is written: whoever gives up during that leaves nothing either.
+        let sent = Sent { connection: self, seq, reply };
         let frame = Frame { seq, request }.to_bytes();
-        match self.write(&frame, fds).await {
-            Ok(()) => Ok(receiver),
-            Err(error) => {
-                self.pending().remove(&seq);
-                Err(error)
-            }
-        }
+        self.write(&frame, fds).await?;
+        Ok(sent)
     }
 
     async fn write(&self, frame: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -159,8 +173,19 @@ mod tests {
         assert_eq!(message, event);
         drop(shim);
         assert!(connection.receive().await.unwrap().is_none());
-        assert_eq!(first.await.unwrap().0, Reply::Done);
-        assert_eq!(second.await.unwrap().0, Reply::Sandbox);
+        assert_eq!(first.reply().await.unwrap().0, Reply::Done);
+        assert_eq!(second.reply().await.unwrap().0, Reply::Sandbox);
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let _listener = listen(directory.path()).unwrap();
+        let connection = Connection::open(directory.path()).unwrap();
+        let asked = async { connection.send(Request::Shutdown, &[]).await.unwrap().reply().await };
+        let limit = std::time::Duration::from_millis(10);
+        assert!(tokio::time::timeout(limit, asked).await.is_err());
+        assert!(connection.pending().is_empty());
     }
 
     #[tokio::test]
@@ -173,6 +198,6 @@ mod tests {
         // A listener that is closed resets what it has not accepted.
         assert!(!matches!(connection.receive().await, Ok(Some(_))));
         connection.close();
-        assert!(waiting.await.is_err());
+        assert!(waiting.reply().await.is_none());
     }
 }

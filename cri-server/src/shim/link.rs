@@ -132,10 +132,10 @@ impl Shim {
     async fn session(&self, facts: &mpsc::Sender<ShimEvent>) -> io::Result<()> {
         let connection = Arc::new(Connection::open(&self.directory)?);
         let hello = Request::Hello(Hello { protocol: protocol::PROTOCOL, generation: self.generation });
-        let reply = connection.send(hello, &[]).await?;
+        let sent = connection.send(hello, &[]).await?;
         let ready = async {
-            match reply.await {
-                Ok((Reply::Hello(HelloReply { protocol, build, .. }), _))
+            match sent.reply().await {
+                Some((Reply::Hello(HelloReply { protocol, build, .. }), _))
                     if protocol == 0 || protocol > protocol::PROTOCOL =>
                 {
                     let known = protocol::PROTOCOL;
@@ -143,16 +143,16 @@ impl Shim {
                         format!("build {build} speaks protocol {protocol}; this daemon knows {known}");
                     Err(io::Error::new(io::ErrorKind::Unsupported, reason))
                 }
-                Ok((Reply::Hello(hello), _)) => {
+                Some((Reply::Hello(hello), _)) => {
                     tracing::debug!(sandbox = self.sandbox, build = hello.build, "shim answers");
                     self.link.send_replace(Some(Arc::clone(&connection)));
                     Ok(())
                 }
-                Ok((Reply::Failed(failure), _)) => {
+                Some((Reply::Failed(failure), _)) => {
                     Err(io::Error::new(io::ErrorKind::Unsupported, failure.detail))
                 }
-                Ok(_) => Err(io::Error::other("the shim answered Hello with something else")),
-                Err(_) => Err(io::Error::from(io::ErrorKind::ConnectionReset)),
+                Some(_) => Err(io::Error::other("the shim answered Hello with something else")),
+                None => Err(io::Error::from(io::ErrorKind::ConnectionReset)),
             }
         };
         let messages = async {
@@ -234,8 +234,8 @@ impl Shim {
         let asked = timeout(limit, async {
             let connection = self.connection().await?;
             let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-            let reply = connection.send(request, &fds).await?;
-            reply.await.map_err(|_| io::Error::from(io::ErrorKind::ConnectionReset))
+            let sent = connection.send(request, &fds).await?;
+            sent.reply().await.ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionReset))
         });
         match asked.await {
             Ok(Ok((Reply::Failed(Failure { step, errno, detail }), _))) => {

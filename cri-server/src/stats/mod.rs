@@ -162,6 +162,11 @@ fn links(sandbox: &Sandbox) -> Result<Vec<Interface>, Error> {
 }
 
 impl Usage {
+    /// Closes the files of a container that has ended: nothing is to be read from them any more.
+    pub fn close(&self, id: &str) {
+        self.readers.retain(|known| known != id);
+    }
+
     /// Closes the files of what is gone, and of what does not run any more.
     fn forget_all_but(&self, node: &Node) {
         let (containers, sandboxes) = (node.containers.all(), node.sandboxes.all());

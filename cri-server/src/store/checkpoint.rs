@@ -234,6 +234,16 @@ impl<S: Serialize + Clone + PartialEq> Stored<S> {
         publish(&self.value.load());
     }
 
+    /// Writes what is in force, if that could not be written when it came in force. Blocking.
+    pub fn write_again(&self) -> Result<(), RecordError> {
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.written.load(Ordering::SeqCst) {
+            write(&self.path, &**self.value.load(), Durability::Renamed)?;
+            self.written.store(true, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
     /// Something happened, whether or not the disk can take it: the state is in force and published at once; an
     /// error says that its record is not written, and that the fact must not be acknowledged. Blocking.
     pub fn happened(&self, change: impl FnOnce(&mut S), publish: impl FnOnce(&S)) -> Result<(), RecordError> {

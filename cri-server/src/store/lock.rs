@@ -33,10 +33,7 @@ impl RootLock {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                // Only for the message: without it the lock is held all the same.
-                let _ = Read::take(&mut file, 32).read_to_string(&mut holder);
-                let reason = format!("another daemon, pid {}, holds it", holder.trim());
+                let reason = format!("another daemon, pid {}, holds it", named(&mut file));
                 return Err(Error::system("lock", root.display().to_string(), io::Error::other(reason)));
             }
             Err(TryLockError::Error(source)) => return Err(system("lock")(source)),
@@ -46,6 +43,31 @@ impl RootLock {
             .map_err(system("write lock of"))?;
         Ok(Self(file))
     }
+
+    /// The pid of the daemon that holds the lock of `root`; none where nobody does, or `root` is not there. Takes
+    /// nothing and makes nothing.
+    pub fn holder(root: &Path) -> Result<Option<i32>, Error> {
+        let system = |doing| move |source| Error::system(doing, root.display().to_string(), source);
+        let mut file = match File::open(root.join("lock")) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(system("open lock of")(error)),
+        };
+        // Shared, so that two who only look are not taken for a daemon, and given back at once.
+        match file.try_lock_shared() {
+            Ok(()) => Ok(None),
+            // 0: it is held, and its holder has not said yet who it is.
+            Err(TryLockError::WouldBlock) => Ok(Some(named(&mut file).parse().unwrap_or(0))),
+            Err(TryLockError::Error(source)) => Err(system("look at the lock of")(source)),
+        }
+    }
+}
+
+/// Who the lock says holds it. Only for people: without it the lock is held all the same.
+fn named(file: &mut File) -> String {
+    let mut holder = String::new();
+    let _ = Read::take(file, 32).read_to_string(&mut holder);
+    holder.trim().to_owned()
 }
 
 #[cfg(test)]
@@ -59,7 +81,11 @@ mod tests {
         let first = RootLock::take(&root).unwrap();
         let second = RootLock::take(&root).unwrap_err().to_string();
         assert!(second.contains(&format!("pid {}", std::process::id())), "{second}");
+        let me = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(RootLock::holder(&root).unwrap(), Some(me));
         drop(first);
+        assert_eq!(RootLock::holder(&root).unwrap(), None);
+        assert_eq!(RootLock::holder(&directory.path().join("absent")).unwrap(), None);
         RootLock::take(&root).unwrap();
     }
 

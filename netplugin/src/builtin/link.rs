@@ -103,6 +103,11 @@ pub(super) fn remove_doomed(group: u32) -> Result<(), NetworkError> {
     Netlink::here()?.run(vec![request]).map(drop)
 }
 
+/// Removes one pair by the name of its host end. Gone is done.
+pub(super) fn remove(name: &str) -> Result<(), NetworkError> {
+    Netlink::here()?.run(vec![delete(name)]).map(drop)
+}
+
 /// The indexes of both ends.
 fn make(host: &Netlink, netns: BorrowedFd<'_>, name: &str) -> Result<(u32, u32), NetworkError> {
     let create = || Request {
@@ -125,6 +130,23 @@ fn make(host: &Netlink, netns: BorrowedFd<'_>, name: &str) -> Result<(u32, u32),
         answers => answers?,
     };
     indexes(&answers).ok_or_else(|| NetworkError::system("look up", name, Errno::NODEV))
+}
+
+/// The host's link of this name is one that we made, as sysfs shows it.
+pub(super) fn is_made_by_us(name: &str) -> std::io::Result<bool> {
+    let ours = mac(name, HOST_END).map(|byte| format!("{byte:02x}")).join(":");
+    match std::fs::read_to_string(format!("/sys/class/net/{name}/address")) {
+        Ok(address) => Ok(address.trim() == ours),
+        // It goes at this moment: the last is sysfs's answer for a device that is being unregistered.
+        Err(error)
+            if [Errno::NOENT, Errno::NODEV, Errno::INVAL]
+                .map(Some)
+                .contains(&Errno::from_io_error(&error)) =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The link that was found is one that we made: it has the address that its name gives it.

@@ -7,6 +7,7 @@
 //! Never: a change of a link, route or table that is not its own, be it called like one; a global sysctl turned off.
 
 mod error;
+mod inventory;
 mod lease;
 mod link;
 mod name;
@@ -27,6 +28,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 pub use error::NetworkError;
+pub use inventory::{Element, Inventory, Table};
 use lease::Range;
 use link::Leased;
 use port::Ports;

@@ -3,7 +3,7 @@
 use super::NetworkError;
 
 /// The longest name of a link: IFNAMSIZ of the kernel without its NUL, in bytes.
-const LINK_MAX: usize = 15;
+pub(super) const LINK_MAX: usize = 15;
 /// The longest instance that is the beginning of its links' names as it stands: 8 digits of the sandbox are left then.
 const PREFIX_MAX: usize = 7;
 /// The longest instance, in bytes: it is also part of paths and cgroup names.

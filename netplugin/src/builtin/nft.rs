@@ -19,8 +19,8 @@ const DIRECTORIES: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/bin"];
 const DEADLINE: Duration = Duration::from_secs(20);
 /// How much of a complaint is kept, in bytes: its first lines name the rule.
 const COMPLAINT: u64 = 2048;
-/// How much of a table without elements is read, in bytes: ours has 2 KiB.
-const ANSWER: u64 = 1 << 20;
+/// How much of a table is read, in bytes: ours has 2 KiB, a pod's host port takes some 150, and a host has 65,535 ports.
+const ANSWER: u64 = 64 << 20;
 
 /// One transaction.
 pub(super) fn run(script: &str) -> Result<(), NetworkError> {
@@ -30,7 +30,22 @@ pub(super) fn run(script: &str) -> Result<(), NetworkError> {
 
 /// The table of an instance as text, without elements of its sets; none where there is none.
 pub(super) fn list_table(instance: &str) -> Result<Option<String>, NetworkError> {
-    let Said { status, answer, complaint } = say(&["--terse", "list", "table", "inet", instance], "")?;
+    list(&["--terse", "list", "table", "inet", instance])
+}
+
+/// The same as JSON (libnftables-json(5)), with all elements, and protocols by number.
+pub(super) fn table(instance: &str) -> Result<Option<String>, NetworkError> {
+    list(&["-j", "-n", "list", "table", "inet", instance])
+}
+
+/// Names of the tables of the family inet, whosever they are.
+pub(super) fn tables() -> Result<Vec<String>, NetworkError> {
+    let listing = list(&["list", "tables", "inet"])?.unwrap_or_default();
+    Ok(listing.lines().filter_map(|line| line.strip_prefix("table inet ")).map(str::to_owned).collect())
+}
+
+fn list(arguments: &[&str]) -> Result<Option<String>, NetworkError> {
+    let Said { status, answer, complaint } = say(arguments, "")?;
     match status.success() {
         true => Ok(Some(answer)),
         // strerror(ENOENT), of the kernel's answer.

@@ -137,28 +137,31 @@ pub(super) fn remove_ports(instance: &str, rules: &[Rule]) -> String {
 
 fn ports(verb: &str, instance: &str, rules: &[Rule]) -> String {
     let mut script = String::new();
-    for Rule { protocol, at, host_port, pod, pod_port } in rules {
-        let digit = family(*pod).digit;
-        let (map, key) = match at {
-            Some(at) => (format!("at{digit}"), format!("{at} . {} . {host_port}", protocol.number())),
-            None => (format!("any{digit}"), format!("{} . {host_port}", protocol.number())),
-        };
-        element(&mut script, verb, instance, &map, &format!("{key} : {pod} . {pod_port}"));
+    // One hairpin for all ports of a pod: it can be deleted only once.
+    let mut hairpins = BTreeSet::new();
+    for rule in rules {
+        let [(map, port), hairpin] = elements(rule);
+        element(&mut script, verb, instance, &map, &port);
+        hairpins.insert(hairpin);
     }
-    // One for all ports of a pod: it can be deleted only once.
-    for pod in rules.iter().map(|rule| rule.pod).collect::<BTreeSet<IpAddr>>() {
-        element(
-            &mut script,
-            verb,
-            instance,
-            &format!("hairpin{}", family(pod).digit),
-            &format!("{pod} . {pod}"),
-        );
+    for (set, pod) in hairpins {
+        element(&mut script, verb, instance, &set, &pod);
     }
     script
 }
 
-fn element(script: &mut String, verb: &str, instance: &str, set: &str, element: &str) {
+/// What stands for a host port: its element of a map, and its pod's of the set of those that may reach themselves.
+pub(super) fn elements(rule: &Rule) -> [(String, String); 2] {
+    let Rule { protocol, at, host_port, pod, pod_port } = rule;
+    let digit = family(*pod).digit;
+    let (map, key) = match at {
+        Some(at) => (format!("at{digit}"), format!("{at} . {} . {host_port}", protocol.number())),
+        None => (format!("any{digit}"), format!("{} . {host_port}", protocol.number())),
+    };
+    [(map, format!("{key} : {pod} . {pod_port}")), (format!("hairpin{digit}"), format!("{pod} . {pod}"))]
+}
+
+pub(super) fn element(script: &mut String, verb: &str, instance: &str, set: &str, element: &str) {
     push(script, &format!("{verb} element inet {instance} {set} {{ {element} }}"));
 }
 

@@ -4,8 +4,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use cove_guard::Guard;
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
+
+use crate::PathError;
 
 /// openat2(2) answers EAGAIN when a rename or mount anywhere on the machine raced with a `..`; the number is what
 /// runc retries too. A walk that fails this often is being raced on purpose.
@@ -17,6 +19,12 @@ pub(crate) const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlag
 /// Our own tree: whoever put a symlink or a mount there was not us.
 pub(crate) const OURS: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
+
+/// Opens a directory of the host, from which everything else is resolved; close-on-exec is added.
+pub(crate) fn directory(path: &Path, flags: OFlags) -> Result<OwnedFd, PathError> {
+    openat(CWD, path, flags | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(PathError::call("open directory", path))
+}
 
 /// Opens `path` below `dir` under the rules of `how`; close-on-exec is added.
 pub(crate) fn open(

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat};
 use rustix::io::Errno;
 
 use crate::resolve::{self, IN_ROOT};
@@ -24,9 +24,7 @@ impl Root {
     /// # Errors
     /// When `path` is missing or not a directory.
     pub fn open(path: &Path) -> Result<Self, PathError> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = openat(CWD, path, flags, Mode::empty()).map_err(PathError::call("open root", path))?;
-        Ok(Self { fd })
+        resolve::directory(path, OFlags::PATH).map(Self::from_fd)
     }
 
     /// The root of the calling process.
@@ -34,9 +32,7 @@ impl Root {
     /// # Errors
     /// When the kernel refuses to open `/`.
     pub fn of_process() -> Result<Self, PathError> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = open("/", flags, Mode::empty()).map_err(PathError::call("open root", Path::new("/")))?;
-        Ok(Self { fd })
+        Self::open(Path::new("/"))
     }
 
     /// Takes a directory descriptor (`O_PATH` is enough) as a root.
@@ -56,10 +52,7 @@ impl Root {
     /// # Errors
     /// The errno of openat2(2); `EINVAL` when the flags ask to create or truncate.
     pub fn resolve(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, PathError> {
-        if flags.intersects(OFlags::CREATE | OFlags::TRUNC | OFlags::TMPFILE.difference(OFlags::DIRECTORY)) {
-            return Err(PathError::call("open", path)(Errno::INVAL));
-        }
-        resolve::open(&self.fd, path, flags, Mode::empty(), IN_ROOT).map_err(PathError::call("open", path))
+        self.resolve_how(path, flags, IN_ROOT)
     }
 
     /// As [`Root::resolve`], but refuses a path with a symlink in it: for what only counts in its own place, such as
@@ -68,10 +61,13 @@ impl Root {
     /// # Errors
     /// `ELOOP` for a symlink; else as [`Root::resolve`].
     pub fn resolve_plain(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, PathError> {
+        self.resolve_how(path, flags, IN_ROOT.union(ResolveFlags::NO_SYMLINKS))
+    }
+
+    fn resolve_how(&self, path: &Path, flags: OFlags, how: ResolveFlags) -> Result<OwnedFd, PathError> {
         if flags.intersects(OFlags::CREATE | OFlags::TRUNC | OFlags::TMPFILE.difference(OFlags::DIRECTORY)) {
             return Err(PathError::call("open", path)(Errno::INVAL));
         }
-        let how = IN_ROOT.union(ResolveFlags::NO_SYMLINKS);
         resolve::open(&self.fd, path, flags, Mode::empty(), how).map_err(PathError::call("open", path))
     }
 
@@ -282,9 +278,16 @@ mod tests {
             fs::write(at("ok"), "root:x:0:0").unwrap();
             symlink("/etc/ok", at("link")).unwrap();
             let fifo = rustix::fs::FileType::Fifo;
-            rustix::fs::mknodat(CWD, at("fifo"), fifo, Mode::from(0o644), 0).unwrap();
+            rustix::fs::mknodat(rustix::fs::CWD, at("fifo"), fifo, Mode::from(0o644), 0).unwrap();
             let zero = rustix::fs::makedev(1, 5);
-            rustix::fs::mknodat(CWD, at("zero"), FileType::CharacterDevice, Mode::from(0o644), zero).unwrap();
+            rustix::fs::mknodat(
+                rustix::fs::CWD,
+                at("zero"),
+                FileType::CharacterDevice,
+                Mode::from(0o644),
+                zero,
+            )
+            .unwrap();
             fs::File::create(at("huge")).unwrap().set_len(2 << 30).unwrap();
 
             let read = |name: &str, cap| root.read_regular(&Path::new("etc").join(name), cap);

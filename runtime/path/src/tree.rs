@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Dir, Mode, OFlags, RenameFlags, mkdirat, openat, renameat_with, unlinkat};
+use rustix::fs::{Dir, Mode, OFlags, RenameFlags, mkdirat, renameat_with, unlinkat};
 use rustix::io::Errno;
 
 use crate::resolve::{self, OURS};
@@ -26,9 +26,7 @@ impl Tree {
     /// # Errors
     /// When `path` is missing or not a directory.
     pub fn open(path: &Path) -> Result<Self, PathError> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = openat(CWD, path, flags, Mode::empty()).map_err(PathError::call("open tree", path))?;
-        Ok(Self { fd })
+        resolve::directory(path, OFlags::RDONLY).map(Self::from_fd)
     }
 
     /// Takes a directory descriptor (opened for reading, not `O_PATH`).

@@ -4,6 +4,7 @@ use rustix::process::{Resource, Rlimit as Pair, getrlimit, setrlimit};
 
 use super::request::Rlimit;
 use super::step::{At, refuse};
+use crate::descriptors;
 use crate::protocol::Failure;
 
 const STEP: &str = "rlimits";
@@ -34,7 +35,9 @@ pub fn number(name: &str) -> Option<u32> {
 }
 
 /// Sets each limit. Raising a hard limit needs CAP_SYS_RESOURCE: without it that is an error, not a lower limit.
+/// What the shim raised for itself is not the container's.
 pub(super) fn apply(limits: &[Rlimit]) -> Result<(), Failure> {
+    descriptors::allow_usual().at(STEP, || "set RLIMIT_NOFILE to its usual value".to_owned())?;
     for limit in limits {
         let known = usize::try_from(limit.resource).ok().and_then(|number| BY_NUMBER.get(number));
         let Some((name, resource)) = known else {

@@ -128,18 +128,33 @@ impl Group {
         collect_pids(self.dir.as_fd(), MAX_DEPTH, pids)
             .map_err(|e| CgroupError::system("list the processes of", &self.path, e))
     }
+
+    /// The pids in this group alone.
+    pub(super) fn own_pids(&self, pids: &mut BTreeSet<i32>) -> Result<(), CgroupError> {
+        list_pids(self.dir.as_fd(), pids)
+            .map(drop)
+            .map_err(|e| CgroupError::system("list the processes of", &self.path, e))
+    }
 }
 
-fn collect_pids(dir: BorrowedFd<'_>, depth: usize, pids: &mut BTreeSet<i32>) -> io::Result<()> {
+/// False: the group is gone.
+fn list_pids(dir: BorrowedFd<'_>, pids: &mut BTreeSet<i32>) -> io::Result<bool> {
     match read_below(dir, PROCS) {
         // 0 stands for a process that our PID namespace cannot see.
         Ok(text) => {
-            pids.extend(text.lines().filter_map(|line| line.parse().ok()).filter(|pid: &i32| *pid > 0))
+            pids.extend(text.lines().filter_map(|line| line.parse().ok()).filter(|pid: &i32| *pid > 0));
+            Ok(true)
         }
-        Err(e) if is_gone(&e) => return Ok(()),
+        Err(e) if is_gone(&e) => Ok(false),
         // A threaded group (version 2) has no list: its processes are in the list of its domain, above.
-        Err(e) if e.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => {}
-        Err(e) => return Err(e),
+        Err(e) if e.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => Ok(true),
+        Err(e) => Err(e),
+    }
+}
+
+fn collect_pids(dir: BorrowedFd<'_>, depth: usize, pids: &mut BTreeSet<i32>) -> io::Result<()> {
+    if !list_pids(dir, pids)? {
+        return Ok(());
     }
     let names = children(dir)?;
     if depth == 0 && !names.is_empty() {

@@ -13,6 +13,7 @@ mod error;
 mod events;
 mod group;
 mod hierarchy;
+mod inventory;
 mod kill;
 mod limits;
 mod path;
@@ -23,6 +24,7 @@ pub use detail::{CpuDetail, Detail, DeviceIo, HugePages, MemoryDetail, Throttlin
 pub use devices::DeviceRule;
 pub use error::CgroupError;
 pub use group::Cgroup;
+pub use inventory::Present;
 pub use limits::Limits;
 pub use path::CgroupPath;
 pub use stats::{MemoryStats, Pressure, Stall, Stats, StatsReader, SwapStats};

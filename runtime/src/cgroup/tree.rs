@@ -65,6 +65,10 @@ impl Hierarchies {
         self.unified
     }
 
+    pub(super) fn hierarchies(&self) -> &[Arc<Hierarchy>] {
+        &self.list
+    }
+
     /// Makes the cgroup and its missing ancestors in every hierarchy (v1: cpuset filled from the parent; v2:
     /// controllers enabled on the way down). Idempotent. What was made before a failure is left for `remove`.
     ///

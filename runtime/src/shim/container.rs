@@ -11,7 +11,7 @@ use super::request::Given;
 use super::serve::Shim;
 use super::spawn::{Child, Program, Spawn};
 use super::stdio::Output;
-use super::watch::{EventFlags, Owner, Token};
+use super::watch::{EventFlags, Owner, Token, Watched};
 use crate::build::PidEntry;
 use crate::protocol::{Fact, Failure, PidMode, Signal, StartFailed, StartOpen, Started};
 
@@ -37,7 +37,7 @@ pub struct Container {
     pub(super) pid: PidMode,
     pub(super) state: State,
     pub(super) cgroup: Cgroup,
-    pub(super) oom_events: Option<OwnedFd>,
+    pub(super) oom_events: Option<Watched>,
     /// The kernel killed in the group, as far as is known yet.
     pub(super) oom: bool,
     oom_score: i32,
@@ -75,6 +75,14 @@ impl Container {
                 None
             }
         }
+    }
+
+    /// Nothing of it is left, and nothing is done with it any more but to forget it: it may stay for long, and holds
+    /// no descriptor then.
+    pub(super) fn close(&mut self) {
+        self.state = State::Ended;
+        (self.output, self.input, self.oom_events) = (None, None, None);
+        self.cgroup = Cgroup::None;
     }
 
     /// SIGKILL to its first process and its group.
@@ -115,7 +123,7 @@ impl Shim {
         }
         let spec = given.take()?;
         let log = given.take_if(start.log)?;
-        let oom_events = given.take_if(start.oom_events)?;
+        let oom_events = given.take_if(start.oom_events)?.map(Watched::from);
         let streams = self.streams(log, (stdin, terminal), &mut given)?;
         let cgroup = given.cgroup(&start.cgroup)?;
 
@@ -124,9 +132,9 @@ impl Shim {
         let Streams { output, input, stdio, terminal } = streams;
         let (user, void) = (self.user()?, self.void()?);
         let order = Order { kind: Kind::Create { pid, holder }, spec, stdio, terminal, user, void };
-        let spawn = fork::builder(self.single, order, &cgroup, None)?;
+        let mut spawn = fork::builder(self.single, order, &cgroup, None)?;
         let slot = self.slot();
-        self.began(Owner::Container(slot), &spawn);
+        self.began(Owner::Container(slot), &mut spawn);
         let container = Container {
             id: start.container,
             pid: mode,
@@ -198,16 +206,16 @@ impl Shim {
         Ok(Streams { output, input, stdio: [from, stdout, stderr], terminal })
     }
 
-    fn add(&mut self, slot: u32, container: Container) {
-        let Container { output, oom_events, cgroup, .. } = &container;
+    fn add(&mut self, slot: u32, mut container: Container) {
+        let Container { output, oom_events, cgroup, .. } = &mut container;
         for stream in [Stream::Stdout, Stream::Stderr] {
-            if let Some(fd) = output.as_ref().and_then(|output| output.fd(stream)) {
+            if let Some(fd) = output.as_mut().and_then(|output| output.fd(stream)) {
                 self.must_watch(fd, Token::Output(slot, stream), EventFlags::IN);
             }
         }
         // v2 only: memory.events raises an event, and systemd removes a scope before its exit can be looked at.
         if let (Some(events), Cgroup::Unified(_)) = (oom_events, cgroup) {
-            self.must_watch(events.as_fd(), Token::Oom(slot), EventFlags::PRI);
+            self.must_watch(events, Token::Oom(slot), EventFlags::PRI);
         }
         self.containers.insert(slot, container);
     }
@@ -249,10 +257,7 @@ impl Shim {
 
     pub(super) fn start_failed(&mut self, slot: u32, failure: Failure) {
         let Some(container) = self.containers.get_mut(&slot) else { return };
-        container.state = State::Ended;
-        container.output = None;
-        container.input = None;
-        container.oom_events = None;
+        container.close();
         let failed = StartFailed { container: container.id.clone(), failure };
         self.tell(Fact::StartFailed(failed), None);
     }

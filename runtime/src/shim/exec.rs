@@ -73,9 +73,9 @@ impl Shim {
         let user = self.user()?;
         let order =
             Order { kind: Kind::Join(target), spec, stdio, terminal: exec.terminal, user, void: None };
-        let spawn = fork::builder(self.single, order, &cgroup, Some(process.pid))?;
+        let mut spawn = fork::builder(self.single, order, &cgroup, Some(process.pid))?;
         let slot = self.slot();
-        self.began(Owner::Exec(slot), &spawn);
+        self.began(Owner::Exec(slot), &mut spawn);
         let exec = Exec {
             id: exec.exec,
             container,

@@ -112,9 +112,7 @@ impl Shim {
             }
             output.close(&mut self.input);
         }
-        container.state = State::Ended;
-        container.output = None;
-        container.input = None;
+        container.close();
         let exited = Exited { container: container.id.clone(), status, oom: container.oom };
         self.tell(Fact::Exited(exited), None);
     }

@@ -120,7 +120,7 @@ impl Shim {
     }
 
     /// Registers a spawn that has just been forked.
-    pub(super) fn began(&mut self, owner: Owner, spawn: &Spawn) {
+    pub(super) fn began(&mut self, owner: Owner, spawn: &mut Spawn) {
         self.pids.insert(spawn.builder_pid(), owner);
         self.watch_report(owner, spawn.report());
     }

@@ -1,6 +1,6 @@
 //! Whether the kernel killed for want of memory in a container's cgroup.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 
 use rustix::io::{Errno, pread};
 
@@ -8,13 +8,13 @@ use rustix::io::{Errno, pread};
 const MAX_FILE: usize = 4096;
 
 /// Reads the count of kills from the file whose descriptor came with the container.
-pub fn killed(events: &OwnedFd) -> rustix::io::Result<bool> {
+pub fn killed(events: impl AsFd) -> rustix::io::Result<bool> {
     let mut text = [0; MAX_FILE];
     let mut have = 0;
     // A short read is no end: see containerd's 07b00d182, which lost kills by it.
     while have < text.len() {
         let offset = u64::try_from(have).map_err(|_| Errno::INVAL)?;
-        match pread(events, &mut text[have..], offset)? {
+        match pread(&events, &mut text[have..], offset)? {
             0 => break,
             n => have += n,
         }

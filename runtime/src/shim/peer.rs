@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{SocketFlags, accept_with};
 
-use super::watch::EventFlags;
+use super::watch::{EventFlags, Watched};
 use crate::protocol::{MAX_FRAME, Message};
 use crate::socket;
 use crate::wire::Wire;
@@ -25,7 +25,7 @@ struct Waiting {
 /// One connection.
 #[derive(Debug)]
 pub struct Peer {
-    socket: OwnedFd,
+    pub(super) socket: Watched,
     /// Of the daemon at the other end; `None` before its Hello.
     pub generation: Option<u64>,
     queue: VecDeque<Waiting>,
@@ -47,7 +47,7 @@ impl Peer {
             return Err(io::Error::from(io::ErrorKind::PermissionDenied));
         }
         Ok(Some(Self {
-            socket,
+            socket: socket.into(),
             generation: None,
             queue: VecDeque::new(),
             leaving: false,
@@ -107,12 +107,6 @@ impl Peer {
     }
 }
 
-impl AsFd for Peer {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,7 +118,7 @@ mod tests {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (socket, daemon) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
         let mut peer = Peer {
-            socket,
+            socket: socket.into(),
             generation: None,
             queue: VecDeque::new(),
             leaving: false,

@@ -164,8 +164,8 @@ impl Shim {
         }
         let cgroup = given.cgroup(&start.cgroup)?;
         let from = (self.user()?, self.void()?);
-        let spawn = fork::holder(self.single, (start.shm_size, start.shared_pid), from, &cgroup)?;
-        self.began(Owner::Holder, &spawn);
+        let mut spawn = fork::holder(self.single, (start.shm_size, start.shared_pid), from, &cgroup)?;
+        self.began(Owner::Holder, &mut spawn);
         self.sandbox.making = Some(Making { spawn: Some(spawn), init: start.shared_pid, peer, seq });
         Ok(Answered::Later)
     }

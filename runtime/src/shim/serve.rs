@@ -2,7 +2,7 @@
 //! limit has run out for. Between events it sleeps without end.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use cove_path::Proc;
@@ -17,7 +17,7 @@ use super::peer::Peer;
 use super::sandbox::Sandbox;
 use super::shutdown::Shutdown;
 use super::stdio::{HELD, Output, Pumped};
-use super::watch::{EventFlags, Owner, Token, Watch};
+use super::watch::{EventFlags, Owner, Token, Watch, Watched};
 use crate::protocol::{Answer, Event, Message, Reply};
 
 /// Output that one stream of a container may have moved in a round, so that none keeps the others or a request waiting.
@@ -63,8 +63,8 @@ pub struct Shim {
 impl Shim {
     /// Serves until it is shut down.
     pub fn serve(mut self) -> rustix::io::Result<()> {
-        self.watch.add(&self.signals, Token::Signals, EventFlags::IN)?;
-        self.watch.add(&self.listener, Token::Listener, EventFlags::IN)?;
+        self.watch.add_forever(&self.signals, Token::Signals, EventFlags::IN)?;
+        self.watch.add_forever(&self.listener, Token::Listener, EventFlags::IN)?;
         loop {
             for (token, flags) in self.watch.wait(self.limit())? {
                 self.take(token, flags);
@@ -123,15 +123,15 @@ impl Shim {
     }
 
     /// Watches the messages of a builder.
-    pub(super) fn watch_report(&self, owner: Owner, report: Option<&OwnedFd>) {
+    pub(super) fn watch_report(&self, owner: Owner, report: Option<&mut Watched>) {
         if let Some(report) = report {
-            self.must_watch(report.as_fd(), Token::Report(owner), EventFlags::IN);
+            self.must_watch(report, Token::Report(owner), EventFlags::IN);
         }
     }
 
     /// epoll_ctl(2) refuses what we give it only for lack of memory or watches. Going on would lose events silently;
     /// the end is seen by the daemon, which cleans up.
-    pub(super) fn must_watch(&self, fd: BorrowedFd<'_>, token: Token, flags: EventFlags) {
+    pub(super) fn must_watch(&self, fd: &mut Watched, token: Token, flags: EventFlags) {
         if let Err(error) = self.watch.add(fd, token, flags) {
             super::say(&format!("watch {token:?}: {error}"));
             std::process::abort();
@@ -170,7 +170,7 @@ impl Shim {
             if self.held.contains_key(&(slot, stream)) {
                 continue;
             }
-            let output = self.containers.get(&slot).and_then(|container| container.output.as_ref());
+            let output = self.containers.get_mut(&slot).and_then(|container| container.output.as_mut());
             if let Some(fd) = output.and_then(|output| output.fd(stream))
                 && let Err(error) = self.watch.change(fd, Token::Output(slot, stream), EventFlags::IN)
             {
@@ -182,7 +182,7 @@ impl Shim {
 
     fn accept(&mut self) {
         for _ in 0..BURST {
-            let peer = match Peer::accept(&self.listener) {
+            let mut peer = match Peer::accept(&self.listener) {
                 Ok(None) => return,
                 Ok(Some(_)) if self.peers.len() >= MAX_PEERS => {
                     super::say("refused a connection: there are too many");
@@ -195,7 +195,8 @@ impl Shim {
                 }
             };
             let slot = self.slot();
-            self.must_watch(peer.as_fd(), Token::Peer(slot), peer.watched);
+            let wanted = peer.watched;
+            self.must_watch(&mut peer.socket, Token::Peer(slot), wanted);
             self.peers.insert(slot, peer);
         }
     }
@@ -271,7 +272,7 @@ impl Shim {
             if peer.leaving && peer.is_flushed() {
                 gone.push(*slot);
             } else if wanted != peer.watched {
-                match self.watch.change(peer.as_fd(), Token::Peer(*slot), wanted) {
+                match self.watch.change(&peer.socket, Token::Peer(*slot), wanted) {
                     Ok(()) => peer.watched = wanted,
                     Err(error) => {
                         super::say(&format!("a connection ends: {error}"));

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
 
 use super::failure;
+use super::watch::Watched;
 use crate::build::report::Report;
 use crate::protocol::{ExitStatus, Failure, ResolvedUser};
 use crate::socket;
@@ -87,7 +88,7 @@ pub struct Spawn {
     program_ended: Option<ExitStatus>,
     clones: bool,
     /// `None` after its end: nobody is left who could run the program, or the program runs.
-    report: Option<OwnedFd>,
+    report: Option<Watched>,
     gate1: Option<OwnedFd>,
     stage: Stage,
     user: Option<ResolvedUser>,
@@ -114,7 +115,7 @@ impl Spawn {
             program: None,
             program_ended: None,
             clones,
-            report: Some(report),
+            report: Some(report.into()),
             gate1: Some(gate1),
             stage: Stage::Begun,
             user: None,
@@ -128,8 +129,8 @@ impl Spawn {
     }
 
     /// What to watch for the builder's messages.
-    pub fn report(&self) -> Option<&OwnedFd> {
-        self.report.as_ref()
+    pub fn report(&mut self) -> Option<&mut Watched> {
+        self.report.as_mut()
     }
 
     /// The process that will run the program, once there is one.

@@ -75,6 +75,7 @@ fn start() -> io::Result<()> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&null)?;
     leave_the_daemon()?;
+    crate::descriptors::allow_all();
     let proc = Proc::open().map_err(io::Error::other)?;
     lower_oom_score(&proc);
     let shim = Shim {

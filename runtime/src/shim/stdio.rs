@@ -1,7 +1,7 @@
 //! The output of one container: the read ends of its pipes, drained into its log without ever waiting for the
 //! container.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
@@ -11,6 +11,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::attach::Clients;
 use super::clock;
 use super::log::{Log, Splitter, Stream};
+use super::watch::Watched;
 
 /// The size of a pipe (pipe(7)): one read empties it.
 const READ: usize = 64 * 1024;
@@ -33,7 +34,7 @@ pub enum Pumped {
 
 #[derive(Debug)]
 struct Pipe {
-    fd: OwnedFd,
+    fd: Watched,
     splitter: Splitter,
 }
 
@@ -57,7 +58,7 @@ impl Output {
 
     /// Of a terminal, whose non-blocking master this is: one stream, which is its stdout.
     pub fn terminal(log: OwnedFd, master: OwnedFd) -> std::io::Result<Self> {
-        let pipe = Pipe { fd: master, splitter: Splitter::default() };
+        let pipe = Pipe { fd: master.into(), splitter: Splitter::default() };
         Ok(Self { pipes: [Some(pipe), None], log: Log::new(log)?, clients: Clients::of_terminal() })
     }
 
@@ -67,8 +68,8 @@ impl Output {
     }
 
     /// What to watch for one stream.
-    pub fn fd(&self, stream: Stream) -> Option<BorrowedFd<'_>> {
-        self.pipes[index(stream)].as_ref().map(|pipe| pipe.fd.as_fd())
+    pub fn fd(&mut self, stream: Stream) -> Option<&mut Watched> {
+        self.pipes[index(stream)].as_mut().map(|pipe| &mut pipe.fd)
     }
 
     /// Both streams have ended.
@@ -156,7 +157,7 @@ const fn index(stream: Stream) -> usize {
 fn pipe() -> std::io::Result<(Pipe, OwnedFd)> {
     let (fd, writer) = pipe_with(PipeFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&fd, true)?;
-    Ok((Pipe { fd, splitter: Splitter::default() }, writer))
+    Ok((Pipe { fd: fd.into(), splitter: Splitter::default() }, writer))
 }
 
 #[cfg(test)]

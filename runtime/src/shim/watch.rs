@@ -1,6 +1,7 @@
 //! What the shim waits for: one epoll, whose tokens say whom an event concerns and in which order events are taken.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
@@ -75,26 +76,66 @@ impl Token {
     }
 }
 
+/// A descriptor that may be watched, and no longer is once it is dropped.
+///
+/// Closing does not do that by itself: an epoll watches the open file, and goes on for as long as anybody has a copy of
+/// the descriptor (epoll(7)). A child that the freezer stopped right after its clone has copies of all, and what
+/// nobody can read or remove any more would wake the loop for ever.
+#[derive(Debug)]
+pub struct Watched {
+    fd: OwnedFd,
+    epoll: Option<Rc<OwnedFd>>,
+}
+
+impl From<OwnedFd> for Watched {
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd, epoll: None }
+    }
+}
+
+impl AsFd for Watched {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if let Some(epoll) = &self.epoll
+            && let Err(error) = epoll::delete(epoll, &self.fd)
+        {
+            super::say(&format!("a descriptor is watched although it is closed: {error}"));
+        }
+    }
+}
+
 /// See the module's header.
 #[derive(Debug)]
 pub struct Watch {
-    epoll: OwnedFd,
+    epoll: Rc<OwnedFd>,
 }
 
 impl Watch {
     /// Watches nothing yet.
     pub fn new() -> rustix::io::Result<Self> {
-        Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)? })
+        Ok(Self { epoll: Rc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?) })
     }
 
-    /// Begins to watch.
-    pub fn add(&self, fd: impl AsFd, token: Token, flags: EventFlags) -> rustix::io::Result<()> {
+    /// Begins to watch what is never closed.
+    pub fn add_forever(&self, fd: impl AsFd, token: Token, flags: EventFlags) -> rustix::io::Result<()> {
         epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token.encode()), flags)
     }
 
+    /// Begins to watch.
+    pub fn add(&self, fd: &mut Watched, token: Token, flags: EventFlags) -> rustix::io::Result<()> {
+        epoll::add(&self.epoll, &fd.fd, epoll::EventData::new_u64(token.encode()), flags)?;
+        fd.epoll = Some(Rc::clone(&self.epoll));
+        Ok(())
+    }
+
     /// Watches for something else.
-    pub fn change(&self, fd: impl AsFd, token: Token, flags: EventFlags) -> rustix::io::Result<()> {
-        epoll::modify(&self.epoll, fd, epoll::EventData::new_u64(token.encode()), flags)
+    pub fn change(&self, fd: &Watched, token: Token, flags: EventFlags) -> rustix::io::Result<()> {
+        epoll::modify(&self.epoll, &fd.fd, epoll::EventData::new_u64(token.encode()), flags)
     }
 
     /// Waits for events, without end if there is no limit. Sorted.
@@ -148,7 +189,10 @@ mod tests {
     fn a_closed_descriptor_is_no_longer_watched() {
         let watch = Watch::new().unwrap();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
-        watch.add(&reader, Token::Listener, EventFlags::IN).unwrap();
+        // As a child has it that was stopped before it could close anything.
+        let _copy = reader.try_clone().unwrap();
+        let mut reader = Watched::from(reader);
+        watch.add(&mut reader, Token::Listener, EventFlags::IN).unwrap();
         rustix::io::write(&writer, b"x").unwrap();
         assert_eq!(watch.wait(None).unwrap().len(), 1);
         drop(reader);

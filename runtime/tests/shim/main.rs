@@ -59,6 +59,31 @@ fn containers_share_an_init_that_reaps() {
 }
 
 #[test]
+fn ended_containers_hold_no_descriptor_and_programs_have_the_usual_limit() {
+    let (mut pod, _) = Pod::new(true);
+    let shim = format!("/proc/{}", pod.process.id());
+    let open = || fs::read_dir(format!("{shim}/fd")).unwrap().count();
+    let before = open();
+    for mode in [PidMode::Private, PidMode::Pod, PidMode::Host] {
+        let id = pod.start(mode, "ulimit -Sn; ulimit -Hn");
+        pod.daemon.started();
+        assert_eq!(pod.daemon.exited().status.code, 0);
+        let limits = fs::read_to_string(format!("{shim}/limits")).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        let own: Vec<&str> = line.split_whitespace().skip(3).take(2).collect();
+        assert_eq!(own[0], own[1], "the shim has raised its own");
+        assert_eq!(pod.output(&id, "stdout"), format!("1024\n{}\n", own[1]));
+    }
+    let failed = pod.start_with(PidMode::Pod, None, |process| process.args = vec!["/bin/absent".into()]);
+    let last = pod.daemon.fact().0;
+    assert!(matches!(last.fact, Fact::StartFailed(failed_) if failed_.container == failed));
+    // A start that is not recorded yet keeps its pidfd. None of the containers is forgotten.
+    pod.daemon.send(Request::Acknowledge(Acknowledge { serial: last.serial }), &[]);
+    until("descriptors to be closed", || open() <= before);
+    pod.shut_down();
+}
+
+#[test]
 fn host_pid_orphans_die_with_their_container() {
     let (mut pod, _) = Pod::new(false);
     let id = pod.start(PidMode::Host, "for i in 1 2 3; do setsid sleep 1000 & done; echo $$; exit 0");

@@ -1,12 +1,17 @@
-//! What a command writes: both streams together up to a limit, the rest read and dropped, so that it never waits.
+//! What a command writes: both streams together up to a limit, the rest read and dropped, so that it never waits. All
+//! commands together have a budget as well: what it cannot take is refused, and the command with it.
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::unix::AsyncFd;
 
 /// Bytes that both streams may have together: a kubelet takes messages of 16 MiB, and the reply has a frame.
 const MAX_OUTPUT: usize = 16 * 1024 * 1024 - 64 * 1024;
+/// Bytes that are kept of all commands together: four that write as much as one may, or some thousands of probes.
+const BUDGET: usize = 64 * 1024 * 1024;
 /// Bytes of one read: what a pipe holds.
 const CHUNK: usize = 64 * 1024;
 
@@ -31,11 +36,62 @@ impl Pipes {
     }
 }
 
+/// What may be kept of all commands that run.
+#[derive(Debug, Clone)]
+pub struct Budget(Arc<AtomicUsize>);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self(Arc::new(AtomicUsize::new(BUDGET)))
+    }
+}
+
+/// A part of the budget, given back when dropped.
+#[derive(Debug)]
+struct Share {
+    budget: Budget,
+    taken: usize,
+}
+
+impl Share {
+    /// False: so much is not left.
+    fn take(&mut self, bytes: usize) -> bool {
+        let left = &self.budget.0;
+        let taken = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes));
+        if taken.is_ok() {
+            self.taken += bytes;
+        }
+        taken.is_ok()
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.budget.0.fetch_add(self.taken, Ordering::Relaxed);
+    }
+}
+
+/// Why output is read no further.
+#[derive(Debug)]
+pub enum Broken {
+    /// The kernel's answer.
+    Io(io::Error),
+    /// All commands together have written more than is kept.
+    Full,
+}
+
+impl From<io::Error> for Broken {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
 /// What was read.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Collector {
     stdout: Stream,
     stderr: Stream,
+    share: Share,
 }
 
 #[derive(Debug, Default)]
@@ -45,8 +101,14 @@ struct Stream {
 }
 
 impl Collector {
+    /// Nothing was read yet.
+    pub fn new(budget: &Budget) -> Self {
+        let share = Share { budget: budget.clone(), taken: 0 };
+        Self { stdout: Stream::default(), stderr: Stream::default(), share }
+    }
+
     /// Reads until both streams end. Cancelled at any wait, it goes on where it was when called again.
-    pub async fn read(&mut self, pipes: &Pipes) -> io::Result<()> {
+    pub async fn read(&mut self, pipes: &Pipes) -> Result<(), Broken> {
         let mut chunk = vec![0; CHUNK];
         while !(self.stdout.ended && self.stderr.ended) {
             let kept = self.stdout.bytes.len() + self.stderr.bytes.len();
@@ -59,10 +121,13 @@ impl Collector {
                 Ok(Ok(0)) => stream.ended = true,
                 Ok(Ok(read)) => {
                     let room = MAX_OUTPUT.saturating_sub(kept).min(read);
+                    if !self.share.take(room) {
+                        return Err(Broken::Full);
+                    }
                     stream.bytes.extend_from_slice(&chunk[..room]);
                 }
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(Err(error)) => return Err(error),
+                Ok(Err(error)) => return Err(error.into()),
                 Err(_would_block) => {}
             }
         }
@@ -86,7 +151,7 @@ mod tests {
         let (pipes, [out, err]) = Pipes::new().unwrap();
         File::from(out).write_all(b"out").unwrap();
         File::from(err).write_all(b"err").unwrap();
-        let mut collector = Collector::default();
+        let mut collector = Collector::new(&Budget::default());
         collector.read(&pipes).await.unwrap();
         assert_eq!(collector.into_parts(), (b"out".to_vec(), b"err".to_vec()));
     }
@@ -101,10 +166,29 @@ mod tests {
                 out.write_all(&vec![b'x'; 1024 * 1024]).unwrap();
             }
         });
-        let mut collector = Collector::default();
+        let mut collector = Collector::new(&Budget::default());
         collector.read(&pipes).await.unwrap();
         writer.join().unwrap();
         assert_eq!(collector.into_parts().0.len(), MAX_OUTPUT);
+    }
+
+    #[tokio::test]
+    async fn all_commands_together_have_a_budget_and_give_it_back() {
+        let budget = Budget(Arc::new(AtomicUsize::new(10)));
+        let write = |bytes: &'static [u8]| {
+            let (pipes, [out, _]) = Pipes::new().unwrap();
+            File::from(out).write_all(bytes).unwrap();
+            (pipes, Collector::new(&budget))
+        };
+        let (pipes, mut first) = write(b"sevenby");
+        first.read(&pipes).await.unwrap();
+        let (pipes, mut second) = write(b"four");
+        assert!(matches!(second.read(&pipes).await, Err(Broken::Full)));
+        drop((first, second));
+        let (pipes, mut third) = write(b"ten bytes!");
+        third.read(&pipes).await.unwrap();
+        assert_eq!(third.into_parts().0, b"ten bytes!");
+        assert_eq!(budget.0.load(Ordering::Relaxed), 10);
     }
 
     #[tokio::test]
@@ -113,7 +197,7 @@ mod tests {
         drop(err);
         let mut out = File::from(out);
         out.write_all(b"a").unwrap();
-        let mut collector = Collector::default();
+        let mut collector = Collector::new(&Budget::default());
         let wait = std::time::Duration::from_millis(20);
         assert!(tokio::time::timeout(wait, collector.read(&pipes)).await.is_err());
         out.write_all(b"b").unwrap();

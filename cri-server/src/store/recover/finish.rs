@@ -1,6 +1,9 @@
 //! What is done once the gate is open: shims are adopted, and what an earlier daemon began is finished.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
 
 use super::read::{Found, Quarantined};
 use crate::blocking;
@@ -20,6 +23,9 @@ use crate::store::TRASH;
 /// The operation, for people.
 const RECOVER: Operation =
     Operation { name: "recovery", point: "recover", kind: crate::error::Kind::Sandbox, steps: &[] };
+
+/// Between two tries to take hold of a shim: what keeps it from being had goes away with the burst of start-up.
+const HOLD_AGAIN: Duration = Duration::from_millis(500);
 
 /// A sandbox as an earlier daemon left it.
 #[derive(Debug)]
@@ -110,8 +116,8 @@ async fn adopt(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
     let state = sandbox.state();
     let Some(process) = state.shim.filter(|_| !state.down) else { return Ok(()) };
     let generation = node.launcher()?.generation;
-    let shim = Shim::hold(sandbox.id().to_owned(), process, sandbox.places.run.clone(), generation)
-        .map_err(|error| Error::system("take hold of the shim of", sandbox.id(), error))?;
+    let hold = || Shim::hold(sandbox.id().to_owned(), process, sandbox.places.run.clone(), generation);
+    let shim = persist(sandbox.id(), &node.draining, hold).await?;
     match shim {
         Some(shim) => {
             applier::attend(node, sandbox, shim);
@@ -120,6 +126,27 @@ async fn adopt(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
         None => {
             applier::gone(node, sandbox).await;
             Ok(())
+        }
+    }
+}
+
+/// Tries until it can be had, or the daemon is about to end: a pod whose shim lives and is not attended is not given up
+/// because descriptors are short for a moment.
+async fn persist<T>(
+    id: &str,
+    draining: &CancellationToken,
+    mut hold: impl FnMut() -> std::io::Result<T>,
+) -> Result<T, Error> {
+    loop {
+        match hold() {
+            Ok(held) => return Ok(held),
+            Err(error) => {
+                let pause = tokio::time::sleep(HOLD_AGAIN);
+                if draining.run_until_cancelled(pause).await.is_none() {
+                    return Err(Error::system("take hold of the shim of", id, error));
+                }
+                tracing::warn!(sandbox = id, %error, "its shim could not be taken hold of; tried again");
+            }
         }
     }
 }
@@ -194,4 +221,23 @@ async fn sweep(node: &Arc<Node>, object: &Quarantined) -> Result<(), Error> {
         node.cgroups.remove(&sandbox.identity.cgroup.join(id)).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_had_now_is_had_later_unless_the_daemon_ends() {
+        let draining = CancellationToken::new();
+        let mut tries = 0;
+        let busy = || std::io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error());
+        let held = persist("a", &draining, || {
+            tries += 1;
+            if tries < 3 { Err(busy()) } else { Ok(7) }
+        });
+        assert_eq!(held.await.unwrap(), 7);
+        draining.cancel();
+        assert!(persist("a", &draining, || Err::<(), _>(busy())).await.is_err());
+    }
 }
