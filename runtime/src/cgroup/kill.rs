@@ -27,6 +27,8 @@ const FREEZE_PAUSE: Duration = Duration::from_micros(200);
 /// How often the processes of a group are listed and killed where it could not be frozen, so that a child born
 /// between list and signal is caught. What outruns this is caught by the caller, who kills again until all are gone.
 const SWEEPS: usize = 10;
+/// Pidfds that are open at a time: a group may have more processes than anybody may have descriptors.
+const BATCH: usize = 512;
 
 impl Cgroup {
     /// Kills all in it and below: cgroup.kill, else freeze, SIGKILL, and always thaw. Does not wait for their end.
@@ -112,16 +114,23 @@ impl Cgroup {
     }
 
     /// How many processes were sent SIGKILL.
-    ///
+    fn signal_all(&self) -> Result<usize, CgroupError> {
+        let pids: Vec<i32> = self.pids()?.into_iter().collect();
+        let mut sent = 0;
+        for batch in pids.chunks(BATCH) {
+            sent += self.signal(batch)?;
+        }
+        Ok(sent)
+    }
+
     /// The list is read again once the pidfds are open: a process that is in the group then, under a pid that was
     /// opened before, is the one that the pidfd stands for, or that pidfd's process has ended. So no pid that was
     /// used again outside of the group is ever signalled.
-    fn signal_all(&self) -> Result<usize, CgroupError> {
-        let opened: Vec<(i32, OwnedFd)> = self
-            .pids()?
-            .into_iter()
+    fn signal(&self, pids: &[i32]) -> Result<usize, CgroupError> {
+        let opened: Vec<(i32, OwnedFd)> = pids
+            .iter()
             .filter_map(|pid| {
-                Some((pid, rustix::process::pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?))
+                Some((*pid, rustix::process::pidfd_open(Pid::from_raw(*pid)?, PidfdFlags::empty()).ok()?))
             })
             .collect();
         let still: BTreeSet<i32> = self.pids()?.into_iter().collect();

@@ -1,5 +1,5 @@
 //! The control groups of one process, by the descriptors that the daemon passed: where it is placed, who else is
-//! there, and how all of them are killed. Makes and removes no group; knows no path.
+//! there, and how they are killed or frozen in one step. Makes and removes no group; knows no path.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -9,15 +9,11 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Dir, FileType, Mode, OFlags, openat};
 use rustix::io::Errno;
-use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::reap::as_pid;
 use crate::protocol::CgroupPlace;
 
 /// How many levels of groups that a container made are looked into: systemd and kind make about 8.
 const MAX_DEPTH: usize = 32;
-/// How often one sweep looks again for processes forked while it killed.
-const ROUNDS: usize = 8;
 
 /// See the module's header.
 #[derive(Debug)]
@@ -99,47 +95,35 @@ impl Cgroup {
         Ok(members)
     }
 
-    /// Sends SIGKILL to every member, and to those that were forked meanwhile. They end on their own time: what is
-    /// left is seen by [`Cgroup::members`].
-    pub fn kill(&self) -> io::Result<()> {
-        if let Self::Unified(directory) = self {
-            let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-            match openat(directory, "cgroup.kill", flags, Mode::empty()) {
-                Ok(kill) => return rustix::io::write(kill, b"1").map(drop).map_err(Into::into),
-                // The root group has none.
-                Err(Errno::NOENT) => {}
-                Err(error) => return Err(error.into()),
-            }
+    /// The kernel kills everybody in it and below it in one step. False: this kernel, or v1 alone, has no such step.
+    pub fn kill(&self) -> io::Result<bool> {
+        let Some(directory) = self.directory()? else { return Ok(false) };
+        match openat(directory, "cgroup.kill", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(kill) => Ok(rustix::io::write(kill, b"1").map(|_| true)?),
+            // The root group has none.
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error.into()),
         }
-        if self.sweep()? {
-            return Ok(());
-        }
-        // They fork as fast as they are killed. Frozen, they cannot; thawed they must be, or none of them can end.
-        let frozen = self.freeze("FROZEN");
-        let swept = self.sweep();
-        let thawed = self.freeze("THAWED");
-        frozen.and(swept.map(drop)).and(thawed)
     }
 
-    /// Kills who is there, a bounded number of times. True: at the last look nobody new was there.
-    fn sweep(&self) -> io::Result<bool> {
-        let mut killed = Vec::new();
-        for _ in 0..ROUNDS {
-            let new: Vec<i32> = self.members()?.into_iter().filter(|pid| !killed.contains(pid)).collect();
-            if new.is_empty() {
-                return Ok(true);
-            }
-            for pid in new {
-                kill_if(pid, || true);
-                killed.push(pid);
-            }
-        }
-        Ok(false)
+    /// It is in v2 alone.
+    pub fn is_unified(&self) -> bool {
+        matches!(self, Self::Unified(_))
     }
 
-    /// Writes to the freezer of v1, if the group has one: it lies beside one of the `cgroup.procs`.
-    fn freeze(&self, state: &str) -> io::Result<()> {
-        let Self::Split(hierarchies) = self else { return Ok(()) };
+    /// Stops everybody in it, or lets them go on. That of v1, if the group has one, lies beside one of its `cgroup.procs`.
+    pub fn freeze(&self, frozen: bool) -> io::Result<()> {
+        let hierarchies = match self {
+            Self::None => return Ok(()),
+            Self::Unified(directory) => {
+                let freezer =
+                    openat(directory, "cgroup.freeze", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+                rustix::io::write(freezer, if frozen { b"1" } else { b"0" })?;
+                return Ok(());
+            }
+            Self::Split(hierarchies) => hierarchies,
+        };
+        let state = if frozen { "FROZEN" } else { "THAWED" };
         for procs in hierarchies {
             let procs = fs::read_link(format!("/proc/self/fd/{}", procs.as_raw_fd()))?;
             match fs::OpenOptions::new().write(true).open(procs.with_file_name("freezer.state")) {
@@ -220,73 +204,6 @@ fn below(own: &Path, group: &Path) -> Option<PathBuf> {
     use std::os::unix::ffi::OsStrExt;
     let below: PathBuf = group[shared..].iter().map(|name| OsStr::from_bytes(name)).collect();
     if below.as_os_str().is_empty() { None } else { Some(below) }
-}
-
-/// Kills a process that still fits once its pid cannot be anybody else's any more.
-fn kill_if(pid: i32, fits: impl FnOnce() -> bool) {
-    let Some(Ok(pidfd)) = as_pid(pid).map(|pid| pidfd_open(pid, PidfdFlags::empty())) else {
-        return; // It has ended: nothing is left to kill.
-    };
-    if fits()
-        && let Err(error) = pidfd_send_signal(&pidfd, Signal::KILL)
-        && error != Errno::SRCH
-    {
-        super::say(&format!("kill of {pid}: {error}"));
-    }
-}
-
-/// Kills an exec: `leader`, the processes of its session if it leads one, and all their descendants, as far as they
-/// are in `group`. `spare` (the container's first process) stays.
-pub fn kill_tree(group: &Cgroup, leader: i32, spare: i32) -> io::Result<()> {
-    let mut killed = vec![leader];
-    for _ in 0..ROUNDS {
-        let mut members: Vec<(i32, Kin)> = group
-            .members()?
-            .into_iter()
-            .filter(|pid| *pid != spare && !killed.contains(pid))
-            .filter_map(|pid| Some((pid, Kin::of(pid)?)))
-            .collect();
-        let before = killed.len();
-        // Children may stand before their parents in the list, so until nobody is added.
-        loop {
-            let (kin, others): (Vec<_>, Vec<_>) =
-                members.into_iter().partition(|(_, kin)| kin.belongs_to(leader, &killed));
-            if kin.is_empty() {
-                break;
-            }
-            for (pid, kin) in kin {
-                kill_if(pid, || Kin::of(pid) == Some(kin));
-                killed.push(pid);
-            }
-            members = others;
-        }
-        if killed.len() == before {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// Fields of /proc/PID/stat.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Kin {
-    parent: i32,
-    session: i32,
-}
-
-impl Kin {
-    /// `None`: it has ended.
-    fn of(pid: i32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-        let parent = fields.nth(1)?.parse().ok()?;
-        let session = fields.nth(1)?.parse().ok()?;
-        Some(Self { parent, session })
-    }
-
-    fn belongs_to(self, leader: i32, killed: &[i32]) -> bool {
-        self.session == leader || killed.contains(&self.parent)
-    }
 }
 
 #[cfg(test)]
@@ -381,7 +298,8 @@ mod tests {
         let procs = fs::OpenOptions::new().write(true).open(group.join("cgroup.procs")).unwrap();
         let cgroup = Cgroup::Split(vec![fs::File::open("/proc/self/stat").unwrap().into(), procs.into()]);
         let state = || fs::read_to_string(group.join("freezer.state"));
-        let states = ["FROZEN", "THAWED"].map(|wanted| (wanted, cgroup.freeze(wanted), state()));
+        let states = [("FROZEN", true), ("THAWED", false)]
+            .map(|(wanted, frozen)| (wanted, cgroup.freeze(frozen), state()));
         fs::remove_dir(&group).unwrap();
         for (wanted, written, state) in states {
             written.unwrap();
@@ -403,14 +321,5 @@ mod tests {
             let fds: Vec<OwnedFd> = (0..fds).map(|_| fd()).collect();
             assert_eq!(Cgroup::new(&CgroupPlace { unified, count }, fds).is_some(), fits);
         }
-    }
-
-    #[test]
-    fn reads_who_is_who() {
-        let me = i32::try_from(std::process::id()).unwrap();
-        let kin = Kin::of(me).unwrap();
-        assert_eq!(kin.parent, i32::try_from(std::os::unix::process::parent_id()).unwrap());
-        assert!(kin.belongs_to(kin.session, &[]) && kin.belongs_to(-1, &[kin.parent]));
-        assert!(!kin.belongs_to(-1, &[me]));
     }
 }

@@ -11,6 +11,7 @@ use super::request::Given;
 use super::serve::Shim;
 use super::spawn::{Child, Program, Spawn};
 use super::stdio::Output;
+use super::sweep::Sweep;
 use super::watch::{EventFlags, Owner, Token, Watched};
 use crate::build::PidEntry;
 use crate::protocol::{Fact, Failure, PidMode, Signal, StartFailed, StartOpen, Started};
@@ -37,6 +38,8 @@ pub struct Container {
     pub(super) pid: PidMode,
     pub(super) state: State,
     pub(super) cgroup: Cgroup,
+    /// How far its group is killed.
+    pub(super) sweep: Sweep,
     pub(super) oom_events: Option<Watched>,
     /// The kernel killed in the group, as far as is known yet.
     pub(super) oom: bool,
@@ -82,10 +85,11 @@ impl Container {
     pub(super) fn close(&mut self) {
         self.state = State::Ended;
         (self.output, self.input, self.oom_events) = (None, None, None);
+        self.thaw();
         self.cgroup = Cgroup::None;
     }
 
-    /// SIGKILL to its first process and its group.
+    /// SIGKILL to its first process, and a turn of killing its group.
     pub fn kill(&mut self, why: &str) {
         match &mut self.state {
             State::Starting(spawn) => spawn.fail(failure::new("start", 0, why)),
@@ -97,9 +101,16 @@ impl Container {
         }
     }
 
-    pub(super) fn kill_group(&self) {
-        if let Err(error) = self.cgroup.kill() {
+    fn kill_group(&mut self) {
+        if let Err(error) = self.sweep.turn(&self.cgroup) {
             super::say(&format!("kill of the cgroup of {}: {error}", self.id));
+        }
+    }
+
+    /// Leaves nobody frozen who was to be killed.
+    pub(super) fn thaw(&mut self) {
+        if let Err(error) = self.sweep.end(&self.cgroup) {
+            super::say(&format!("thaw of the cgroup of {}: {error}", self.id));
         }
     }
 }
@@ -140,6 +151,7 @@ impl Shim {
             pid: mode,
             state: State::Starting(spawn),
             cgroup,
+            sweep: Sweep::default(),
             oom_events,
             oom: false,
             oom_score: start.oom_score_adj.unwrap_or(0),

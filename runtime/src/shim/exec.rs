@@ -1,9 +1,10 @@
 //! Execs: further processes in a running container. Their stdio is the daemon's; the shim only makes, kills and reaps
 //! them.
 
-use super::cgroup::kill_tree;
+use super::cgroup::Cgroup;
 use super::failure;
 use super::fork::{self, Kind, Order};
+use super::hunt::Hunt;
 use super::request::Given;
 use super::serve::Shim;
 use super::spawn::{Child, Program, Spawn};
@@ -13,6 +14,8 @@ use std::os::fd::AsFd;
 
 /// The most execs of a pod at a time. Each is a process, and probes come one a container and second.
 const MAX_EXECS: usize = 1024;
+/// Execs that are killed at a time, some milliseconds a turn each.
+const HUNTS: usize = 4;
 
 /// Where an exec stands. An ended one is forgotten.
 #[derive(Debug)]
@@ -37,6 +40,15 @@ pub struct Exec {
 }
 
 impl Exec {
+    /// SIGKILL to its first process alone.
+    pub(super) fn kill(&mut self, why: &str) {
+        match &mut self.state {
+            State::Starting(spawn) => spawn.fail(failure::new("exec", 0, why)),
+            State::Running(Some(child)) => child.kill(),
+            State::Running(None) => {}
+        }
+    }
+
     /// Takes the spawn of an exec whose program runs.
     pub fn take_spawn(&mut self) -> Option<Spawn> {
         match std::mem::replace(&mut self.state, State::Running(None)) {
@@ -141,22 +153,37 @@ impl Shim {
         let Some(exec) = self.execs.get_mut(&slot) else { return };
         match &mut exec.state {
             State::Starting(spawn) => spawn.fail(failure::new("exec", 0, "killed before the program ran")),
-            State::Running(Some(child)) => {
-                let sweep = || {
-                    let Some(container) = self.containers.get(&exec.container) else { return };
-                    let spare = container.process().map_or(0, |process| process.pid);
-                    if let Err(error) = kill_tree(&container.cgroup, child.pid, spare) {
-                        super::say(&format!("kill of exec {}: {error}", exec.id));
-                    }
-                };
-                // Its descendants first: once it is dead they are somebody else's children. What it forked while they
-                // were looked for is still of its session.
-                sweep();
-                child.kill();
-                sweep();
-            }
+            State::Running(Some(_)) if self.hunts.iter().any(|hunt| hunt.exec == exec.id) => {}
+            State::Running(Some(child)) => match Hunt::new(exec.container, exec.id, child) {
+                Ok(hunt) => self.hunts.push_back(hunt),
+                Err(error) => {
+                    super::say(&format!("kill of all processes of exec {}: {error}", exec.id));
+                    child.kill();
+                }
+            },
             State::Running(None) => {}
         }
         self.drive(Owner::Exec(slot));
+    }
+
+    /// A turn of some of the execs that are being killed.
+    pub(super) fn hunt(&mut self) {
+        for _ in 0..self.hunts.len().min(HUNTS) {
+            let Some(mut hunt) = self.hunts.pop_front() else { return };
+            // A container that is forgotten has ended, with everybody in its group.
+            let Some(container) = self.containers.get(&hunt.container) else {
+                hunt.end(&Cgroup::None);
+                continue;
+            };
+            let spare = container.process().map_or(0, |process| process.pid);
+            match hunt.turn(&container.cgroup, spare) {
+                Ok(true) => {}
+                Ok(false) => self.hunts.push_back(hunt),
+                Err(error) => {
+                    super::say(&format!("kill of exec {}: {error}", hunt.exec));
+                    hunt.end(&container.cgroup);
+                }
+            }
+        }
     }
 }

@@ -12,8 +12,6 @@ use crate::protocol::{ContainerId, ExitStatus, Exited, Fact, PidMode};
 /// How long an exit waits for output and processes that outlive the first process: a program that passed its stdout
 /// to a stranger must not keep the container from ending.
 const DRAIN: Duration = Duration::from_secs(5);
-/// How often killed processes are looked for. They end in well under this, unless the kernel holds them.
-const LOOK: Duration = Duration::from_millis(5);
 
 /// See [`State::Ending`].
 #[derive(Debug)]
@@ -21,7 +19,7 @@ pub struct Ending {
     status: ExitStatus,
     /// Told at this time at the latest.
     until: Instant,
-    /// Processes were left at the last look.
+    /// Processes were left after the last turn of killing them.
     left: bool,
 }
 
@@ -29,7 +27,7 @@ impl Container {
     /// When it has to be looked at, though nothing happens.
     pub fn due(&self) -> Option<Instant> {
         match &self.state {
-            State::Ending(ending) if ending.left => Some(ending.until.min(Instant::now() + LOOK)),
+            State::Ending(ending) if ending.left => Some(ending.until.min(self.sweep.due())),
             State::Ending(ending) => Some(ending.until),
             _ => None,
         }
@@ -61,9 +59,6 @@ impl Shim {
         let Some(container) = self.containers.get_mut(&slot) else { return };
         container.look_for_oom();
         container.oom_events = None;
-        if !container.ends_as_one() {
-            container.kill_group();
-        }
         let left = !container.ends_as_one();
         container.state = State::Ending(Ending { status, until: Instant::now() + DRAIN, left });
         if container.oom {
@@ -91,8 +86,8 @@ impl Shim {
         let State::Ending(ending) = &mut container.state else { return };
         let late = Instant::now() >= ending.until;
         if ending.left {
-            ending.left = match container.cgroup.members() {
-                Ok(members) => !members.is_empty(),
+            ending.left = match container.sweep.turn(&container.cgroup) {
+                Ok(left) => left,
                 // The group has been removed, so nobody is in it.
                 Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound) => false,
                 Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => false,
@@ -104,7 +99,7 @@ impl Shim {
         }
         let (left, status) = (ending.left, ending.status.clone());
         if left && !late {
-            return container.kill_group();
+            return;
         }
         if let Some(output) = &mut container.output {
             if !output.ended() && !late {

@@ -7,12 +7,20 @@ use super::watch::Owner;
 use super::{container, exec, reap};
 use crate::protocol::ExitStatus;
 
+/// Exits that are taken in a round.
+const EXITS: usize = 256;
+
 impl Shim {
-    /// Takes all exits.
+    /// Takes exits, a bounded number a round: orphans may come to the shim and end without end.
     pub(super) fn reap(&mut self) {
-        // Emptied first: what ends after the last look raises the signal anew.
-        while let Ok(Some(_)) = self.signals.read_signal() {}
-        while let Some((pid, status)) = reap::next() {
+        // Emptied first: what ends after the last look raises the signal anew. One of each kind can be pending.
+        let _ = self.signals.read_signal();
+        self.unreaped = true;
+        for _ in 0..EXITS {
+            let Some((pid, status)) = reap::next() else {
+                self.unreaped = false;
+                return;
+            };
             // A child that nobody knows is an orphan that came to its subreaper, or a builder whose work is done.
             if let Some(owner) = self.pids.remove(&pid) {
                 self.reaped(owner, pid, status);

@@ -13,6 +13,7 @@ mod exit;
 mod facts;
 mod failure;
 mod fork;
+mod hunt;
 mod lifecycle;
 mod log;
 mod loopback;
@@ -26,6 +27,7 @@ mod shutdown;
 mod spawn;
 mod start_up;
 mod stdio;
+mod sweep;
 mod sysctl;
 mod watch;
 

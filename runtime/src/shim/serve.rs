@@ -1,7 +1,7 @@
 //! The loop: exits and signals, then what builders say, then control, then a bounded amount of output, then what a
 //! limit has run out for. Between events it sleeps without end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use nix::sys::signalfd::SignalFd;
 use super::container::Container;
 use super::exec::Exec;
 use super::facts::Facts;
+use super::hunt::Hunt;
 use super::log::Stream;
 use super::peer::Peer;
 use super::sandbox::Sandbox;
@@ -48,6 +49,10 @@ pub struct Shim {
     pub(super) sandbox: Sandbox,
     pub(super) containers: BTreeMap<u32, Container>,
     pub(super) execs: BTreeMap<u32, Exec>,
+    /// Execs that are being killed.
+    pub(super) hunts: VecDeque<Hunt>,
+    /// Children may have ended that a round did not come to.
+    pub(super) unreaped: bool,
     pub(super) shutdown: Option<Shutdown>,
     /// Of an `oom_score_adj` that could not be had: said once.
     pub(super) clamped: bool,
@@ -69,8 +74,12 @@ impl Shim {
             for (token, flags) in self.watch.wait(self.limit())? {
                 self.take(token, flags);
             }
+            if self.unreaped {
+                self.reap();
+            }
             self.go_on();
             self.settle_all();
+            self.hunt();
             self.watch_peers();
             self.rest();
             if self.shutdown_is_done() {
@@ -92,6 +101,9 @@ impl Shim {
 
     /// How long the loop may sleep.
     fn limit(&self) -> Option<Duration> {
+        if self.unreaped || !self.hunts.is_empty() {
+            return Some(Duration::ZERO);
+        }
         let now = Instant::now();
         let containers = self.containers.values().filter_map(Container::due);
         let shutdown = self.shutdown.iter().map(Shutdown::due);

@@ -38,8 +38,10 @@ impl Shim {
     }
 
     fn kill_all(&mut self) {
-        let execs: Vec<u32> = self.execs.keys().copied().collect();
-        execs.into_iter().for_each(|slot| self.kill_exec_at(slot));
+        // Whom they started is in the containers' groups.
+        for exec in self.execs.values_mut() {
+            exec.kill("the shim was shut down before the program ran");
+        }
         for container in self.containers.values_mut() {
             container.kill("the shim was shut down before the program ran");
         }
@@ -59,6 +61,7 @@ impl Shim {
             return false;
         }
         for container in self.containers.values_mut() {
+            container.thaw();
             if let Some(output) = &mut container.output {
                 output.close(&mut self.input);
             }

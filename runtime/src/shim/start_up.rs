@@ -3,7 +3,7 @@
 //! It is executed from a sealed memfd with a listening `SOCK_SEQPACKET` socket as standard input, a log file (or
 //! /dev/null) as the other two, and the sandbox's id as its argument, which nobody reads but `ps`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -92,6 +92,8 @@ fn start() -> io::Result<()> {
         sandbox: Sandbox::default(),
         containers: BTreeMap::new(),
         execs: BTreeMap::new(),
+        hunts: VecDeque::new(),
+        unreaped: false,
         shutdown: None,
         clamped: false,
         next_slot: 0,

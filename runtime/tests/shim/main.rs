@@ -6,11 +6,11 @@ mod pod;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cove_runtime::protocol::*;
 
-use pod::{Daemon, Pod, text, until};
+use pod::{Daemon, Pod, text, until, until_in};
 
 fn alive(pid: i32) -> bool {
     std::path::Path::new(&format!("/proc/{pid}")).exists()
@@ -106,6 +106,98 @@ fn those_who_fork_all_the_time_end_with_their_container() {
         assert_eq!(pod.daemon.exited().status.signal, 9);
         assert_eq!(pod.members(&id), [0; 0]);
     }
+    pod.shut_down();
+}
+
+/// So many processes that sleep, and eight that do nothing but fork, for ever.
+fn bomb(sleepers: usize) -> String {
+    format!(
+        "for s in 1 2 3 4; do (n=0; while [ $n -lt {} ]; do sleep 1000 & n=$((n+1)); done) & done; \
+         for i in 1 2 3 4 5 6 7 8; do while :; do sleep 0; done & done; exec sleep 1000",
+        sleepers / 4
+    )
+}
+
+/// How long thousands of processes may take to be forked on a machine that others use.
+const FORKED: Duration = Duration::from_secs(90);
+
+/// Runs commands in `sibling`, one after another, until a fact satisfies `is_last`. Gives how long the slowest took.
+fn keep_asking(pod: &mut Pod, sibling: &str, is_last: impl Fn(&Fact) -> bool) -> Duration {
+    let (mut slowest, mut seen) = (Duration::ZERO, false);
+    for exec in 1000.. {
+        let begun = Instant::now();
+        let _streams = pod.exec(exec, sibling, true, "exit 5");
+        loop {
+            let fact = pod.daemon.fact().0.fact;
+            seen |= is_last(&fact);
+            match fact {
+                Fact::ExecExited(exited) if exited.exec == exec => {
+                    assert_eq!(exited.status.code, 5);
+                    break;
+                }
+                Fact::ExecFailed(failed) => panic!("{failed:?}"),
+                _ => {}
+            }
+        }
+        slowest = slowest.max(begun.elapsed());
+        if seen {
+            break;
+        }
+    }
+    slowest
+}
+
+/// What a container's end and a command in its sibling may take while thousands are killed, on a machine that others use.
+const BOMB_LIMIT: Duration = Duration::from_secs(4);
+
+#[test]
+fn a_fork_bomb_ends_in_time_and_its_sibling_answers_meanwhile() {
+    for (v2, mode) in [(false, PidMode::Host), (false, PidMode::Pod), (true, PidMode::Pod)] {
+        let (mut pod, _) = Pod::of(true, v2, None);
+        let sibling = pod.start(PidMode::Pod, "exec sleep 1000");
+        pod.daemon.started();
+        let container = pod.start(mode, &bomb(1900));
+        pod.daemon.started();
+        assert!(pod.limit_pids(&container, 2000) || v2, "v2 may have no such limit here");
+        until_in(FORKED, "all of them", || pod.members(&container).len() > 1900);
+        let begun = Instant::now();
+        pod.daemon.done(Request::Signal(Signal { container: container.clone(), signal: 9 }), &[]);
+        let slowest = keep_asking(
+            &mut pod,
+            &sibling,
+            |fact| matches!(fact, Fact::Exited(exited) if exited.container == container),
+        );
+        eprintln!(
+            "v2 {v2}: ended in {:?}, the slowest command of its sibling took {slowest:?}",
+            begun.elapsed()
+        );
+        assert_eq!(pod.members(&container), [0; 0]);
+        assert!(begun.elapsed() < BOMB_LIMIT && slowest < BOMB_LIMIT, "{:?}, {slowest:?}", begun.elapsed());
+        pod.shut_down();
+    }
+}
+
+#[test]
+fn an_exec_that_is_a_fork_bomb_dies_and_nobody_else() {
+    let (mut pod, _) = Pod::new(true);
+    let sibling = pod.start(PidMode::Pod, "exec sleep 1000");
+    pod.daemon.started();
+    let container = pod.start(PidMode::Pod, "exec sleep 1000");
+    let (first, _pidfd) = pod.daemon.started();
+    assert!(pod.limit_pids(&container, 1000));
+    let _streams = pod.exec(1, &container, true, &bomb(900));
+    pod.daemon.fact();
+    until_in(FORKED, "all of them", || pod.members(&container).len() > 900);
+    let begun = Instant::now();
+    pod.daemon.done(Request::KillExec(ExecId { exec: 1 }), &[]);
+    let slowest =
+        keep_asking(&mut pod, &sibling, |fact| matches!(fact, Fact::ExecExited(exited) if exited.exec == 1));
+    until("its descendants to be gone", || pod.members(&container) == [first.pid]);
+    eprintln!("gone in {:?}, the slowest command took {slowest:?}", begun.elapsed());
+    assert!(begun.elapsed() < BOMB_LIMIT && slowest < BOMB_LIMIT, "{:?}, {slowest:?}", begun.elapsed());
+    let [mut out, _err] = pod.exec(2, &container, true, "echo alive");
+    assert_eq!(text(&mut out), "alive\n");
+    while !matches!(pod.daemon.fact().0.fact, Fact::ExecExited(exited) if exited.exec == 2) {}
     pod.shut_down();
 }
 

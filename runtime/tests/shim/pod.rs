@@ -21,8 +21,13 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits for a condition.
-pub fn until(what: &str, mut is: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
+pub fn until(what: &str, is: impl FnMut() -> bool) {
+    until_in(PATIENCE, what, is);
+}
+
+/// The same, for so long.
+pub fn until_in(limit: Duration, what: &str, mut is: impl FnMut() -> bool) {
+    let end = Instant::now() + limit;
     while !is() {
         assert!(Instant::now() < end, "waited too long for {what}");
         std::thread::sleep(Duration::from_millis(2));
@@ -477,6 +482,12 @@ impl Pod {
     fn cgroup(&self, container: &str) -> &Cgroups {
         let name = self.group(container);
         self.cgroups.iter().find(|group| group.directories[0].ends_with(&name)).unwrap()
+    }
+
+    /// Lets a container have so many processes. False: this version of cgroups has no such limit here.
+    pub fn limit_pids(&self, container: &str, limit: u32) -> bool {
+        let mut files = self.cgroup(container).directories.iter().map(|group| group.join("pids.max"));
+        files.find(|file| file.exists()).is_some_and(|file| fs::write(file, limit.to_string()).is_ok())
     }
 
     pub fn members(&self, container: &str) -> Vec<i32> {
