@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use cove_e2e::{Outcome, pod};
+use cove_e2e::{Outcome, pod, process};
 use k8s_cri::v1::*;
+use rustix::process::Signal;
 
 use crate::ensure::Refused;
 use crate::world::World;
@@ -13,6 +14,7 @@ cases!(
     tells_signals,
     tells_a_start_error,
     stops_within_its_grace,
+    is_seen_to_end_though_its_shim_is_stopped,
     stops_by_the_signal_asked_for,
     removes_while_running,
 );
@@ -95,6 +97,36 @@ async fn stops_within_its_grace(world: &mut World) -> Outcome {
     let long = tokio::spawn(async move { other.runtime.stop_container(request).await });
     world.stop(&deaf, 0).await?;
     tokio::time::timeout(Duration::from_secs(15), long).await???;
+    Ok(())
+}
+
+/// A stopped process, which goes on when this is dropped.
+struct Stopped(i32);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // It fails only where the process is gone.
+        let _ = process::signal(self.0, Signal::CONT);
+    }
+}
+
+async fn is_seen_to_end_though_its_shim_is_stopped(world: &mut World) -> Outcome {
+    let config = world.pod("silent");
+    let id = world.run_pod(&config).await?;
+    let script = world.script("silent", "trap 'exit 3' TERM; echo set; while :; do sleep 0.05; done");
+    let container = world.launch(&id, &config, &script).await?;
+    world.wrote(&container, "set").await?;
+    let shim = Stopped(process::shim(&id)?);
+    process::signal(shim.0, Signal::STOP)?;
+    let begun = Instant::now();
+    world.stop(&container, 120).await?;
+    ensure!(begun.elapsed() < Duration::from_secs(30), "it took {:?}", begun.elapsed());
+    let status = world.status(&container).await?;
+    ensure_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 3));
+    drop(shim);
+    // What the shim tells in the end is the same.
+    world.stop_pod(&id).await?;
+    ensure_eq!(world.status(&container).await?, status);
     Ok(())
 }
 

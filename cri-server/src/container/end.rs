@@ -12,6 +12,7 @@ use tokio::time::{sleep, timeout};
 
 use super::live::Container;
 use super::state::{ContainerFact, Stage};
+use super::zombie;
 use crate::blocking;
 use crate::detach::ANSWER_LIMIT;
 use crate::error::{Error, Kind};
@@ -82,6 +83,7 @@ async fn drive(node: Arc<Node>, container: Arc<Container>, progress: Arc<Progres
     signal(&node, &container).await?;
     progress.reach("grace").await?;
     let mut changes = container.changes();
+    let mut ended = false;
     loop {
         changes.mark_unchanged();
         let state = container.state();
@@ -95,7 +97,12 @@ async fn drive(node: Arc<Node>, container: Arc<Container>, progress: Arc<Progres
         }
         tokio::select! {
             _ = changes.changed() => {}
-            () = sleep(Duration::from_nanos(left)) => {}
+            () = sleep(Duration::from_nanos(left).min(TELL_LIMIT)) => {
+                // A shim that is stopped leaves it a zombie, and says nothing: there is nothing more to wait for.
+                if std::mem::replace(&mut ended, unreaped(&container).await.is_some()) && ended {
+                    break;
+                }
+            }
         }
     }
     progress.reach("kill").await?;
@@ -174,10 +181,12 @@ async fn kill_all(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), Er
 }
 
 /// The shim says nothing (it may be stopped itself), but the kernel shows that the container has ended: that is a fact,
-/// too. Its exit code is that of the SIGKILL which it was sent.
+/// too. Its exit code is what the kernel keeps of it, or that of the SIGKILL which it was sent.
 async fn unseen_end(node: &Arc<Node>, container: &Arc<Container>) -> Result<bool, Error> {
     let state = container.state();
+    let code = unreaped(container).await;
     let ended = match state.process() {
+        Some(_) if code.is_some() => true,
         Some(process) => {
             blocking::run(move || {
                 !process.is_alive().unwrap_or(true) || process_state(process.pid) == Some('Z')
@@ -189,9 +198,21 @@ async fn unseen_end(node: &Arc<Node>, container: &Arc<Container>) -> Result<bool
     };
     if ended {
         let at = node.clock.now();
-        container.apply_anyway(ContainerFact::Exited { at, code: KILLED.1, oom: false }).await;
+        let code = code.unwrap_or(KILLED.1);
+        container.apply_anyway(ContainerFact::Exited { at, code, oom: false }).await;
     }
     Ok(ended)
+}
+
+/// The exit code of a first process that has ended and that its shim has not taken.
+async fn unreaped(container: &Arc<Container>) -> Option<i32> {
+    let process = container.state().process()?;
+    blocking::run(move || {
+        let code = zombie::exit_code(process.pid);
+        // Looked at after it was read: another process of this pid is not it.
+        code.filter(|_| process.is_alive().unwrap_or(false))
+    })
+    .await
 }
 
 /// Field 3 of /proc/PID/stat.

@@ -21,6 +21,7 @@ pub(crate) mod stream;
 mod target;
 pub(crate) mod update;
 mod view;
+mod zombie;
 
 pub(crate) use state::{ContainerFact, ContainerPhase, ResolvedUser};
 pub(crate) use view::ContainerView;

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use super::ledger::{Ledger, Object};
 use super::live::Sandbox;
 use super::state::SandboxFact;
+use crate::blocking;
 use crate::container::live::Container;
 use crate::container::state::Stage;
 use crate::container::{ContainerFact, ResolvedUser};
@@ -87,6 +88,7 @@ async fn apply_all(
                 settle(&node, &sandbox, &shim, &spoken_of).await;
                 spoken_of.clear();
             }
+            Some(ShimEvent::Refused) => look_for_ends(&node, &sandbox).await,
             Some(ShimEvent::Gone) => return gone(&node, &sandbox).await,
             None => return,
         }
@@ -213,6 +215,21 @@ async fn give_up_start(node: &Arc<Node>, shim: &Shim, container: &Arc<Container>
     }
     if container.state().may_run() {
         lose(node, container, "its start was cut off by the end of the daemon").await;
+    }
+}
+
+/// The shim does not say what happens: a first process that is gone has ended, and only the shim knows how.
+async fn look_for_ends(node: &Arc<Node>, sandbox: &Arc<Sandbox>) {
+    for container in children(node, sandbox) {
+        let Some(process) = container.state().process() else { continue };
+        if matches!(blocking::run(move || process.is_alive()).await, Ok(false)) {
+            lose(
+                node,
+                &container,
+                "it has ended, and its shim, which does not work for this daemon, knows how",
+            )
+            .await;
+        }
     }
 }
 

@@ -37,6 +37,8 @@ pub enum ShimEvent {
     Fact(Event, Vec<OwnedFd>),
     /// Every fact that the shim held when the connection was made has been told.
     SnapshotEnd,
+    /// It does not work for this daemon, and tells nothing. Said again at each try.
+    Refused,
     /// The shim's process is gone. The last event.
     Gone,
 }
@@ -114,6 +116,8 @@ impl Shim {
                         tracing::error!(sandbox = self.sandbox, %error, "the shim does not work for this daemon: its containers go on and can be stopped and removed, and no more");
                     }
                     pause = (pause * 2).min(RECONNECT_REFUSED);
+                    // A receiver that is gone does not want to know.
+                    let _ = facts.send(ShimEvent::Refused).await;
                 }
                 Err(error) => {
                     tracing::debug!(sandbox = self.sandbox, %error, "connection to the shim was lost");

@@ -11,6 +11,7 @@ use cove_e2e::daemon::{Daemon, Place};
 use cove_e2e::kubelet::Kubelet;
 use cove_e2e::{Outcome, pod, process, residue, wait};
 use k8s_cri::v1::{ContainerState, PortMapping};
+use rustix::process::Signal;
 use tokio::task::JoinSet;
 
 use crate::Ground;
@@ -18,6 +19,8 @@ use crate::stranger::{Answer, Stranger};
 
 /// How long anything here may take.
 const SOON: Duration = Duration::from_secs(15);
+/// What a daemon does not learn from a shim it looks for every ten seconds.
+const ENDS_UNTOLD: Duration = Duration::from_secs(30);
 
 /// A daemon that has the image.
 async fn start(ground: &Ground, place: &Place) -> Outcome<(Daemon, Kubelet)> {
@@ -222,6 +225,22 @@ pub async fn strangers(ground: &Ground) -> Outcome {
     for (n, stranger) in strangers.iter().enumerate() {
         let (answer, id, container, pid) = &pods[n];
         wait::until("the daemon to ask the stranger", SOON, || Ok(stranger.was_asked().then_some(())))?;
+        if *answer == Answer::Later {
+            // One that ends by itself is said to have ended, whatever only the shim knows of how.
+            process::signal(*pid, Signal::KILL)?;
+            let what = format!("{answer:?}: the end of a container to be seen");
+            let known = kubelet.clone();
+            wait::until_async(&what, ENDS_UNTOLD, || {
+                let mut kubelet = known.clone();
+                async move {
+                    let status = kubelet.status(container).await?;
+                    let is_lost = status.exit_code == 255 && status.reason == "Unknown";
+                    Ok((status.state() == ContainerState::ContainerExited && is_lost).then_some(()))
+                }
+            })
+            .await?;
+            continue;
+        }
         let status = kubelet.status(container).await?;
         let is_listed = kubelet.containers().await?.contains(container) && kubelet.pods().await?.contains(id);
         if !is_listed || status.state() != ContainerState::ContainerRunning || !process::lives(*pid) {
