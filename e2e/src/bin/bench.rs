@@ -25,8 +25,8 @@ use cove_e2e::{Outcome, pod};
 use k8s_cri::v1::*;
 use serde_json::{Value, json};
 
-/// How many pods stand when memory is measured.
-const PODS: usize = 50;
+/// How many pods stand when memory is measured: what the first costs, and what each more.
+const PODS: [usize; 2] = [1, 50];
 /// Execs a round.
 const EXECS: usize = 5;
 
@@ -49,8 +49,20 @@ struct Side {
     daemon: u32,
     times: [Vec<Duration>; 3],
     steps: BTreeMap<String, Vec<Duration>>,
+    weights: Vec<Weight>,
+}
+
+/// Memory while some pods stand, in MB.
+struct Weight {
+    pods: usize,
+    /// PSS of all helpers, less that of those which were there before the first pod.
     helpers: f64,
-    memory: f64,
+    /// Shared memory of the machine (memfds, tmpfs), less what there was before the first pod.
+    shmem: f64,
+    /// PSS of the daemon.
+    daemon: f64,
+    /// What of that is shared memory.
+    daemon_shmem: f64,
 }
 
 async fn run() -> Outcome {
@@ -149,17 +161,16 @@ fn cache() -> PathBuf {
     )
 }
 
+impl Weight {
+    #[expect(clippy::cast_precision_loss, reason = "fifty")]
+    fn helpers_per_pod(&self) -> f64 {
+        (self.helpers + self.shmem) / self.pods as f64
+    }
+}
+
 impl Side {
     fn new(name: &'static str, cri: Cri, daemon: u32) -> Self {
-        Self {
-            name,
-            cri,
-            daemon,
-            times: Default::default(),
-            steps: BTreeMap::new(),
-            helpers: 0.0,
-            memory: 0.0,
-        }
+        Self { name, cri, daemon, times: Default::default(), steps: BTreeMap::new(), weights: Vec::new() }
     }
 
     async fn pull(&mut self, reference: &str) -> Outcome {
@@ -262,18 +273,29 @@ impl Side {
         Ok(())
     }
 
-    /// Memory with many pods: that of all helpers, a pod, and that of the daemon, in MB.
+    /// Memory with one pod and with many.
     async fn weigh(&mut self, directory: &Path, reference: &str) -> Outcome {
-        let (helpers, shared) = (self.helper_pids().await?.into_iter().map(pss).sum::<f64>(), shmem()?);
-        for n in 0..PODS {
-            self.pod(directory, reference, &format!("stands-{n}")).await?;
+        let before = (self.helper_pss().await?, shmem()?);
+        let mut stand = 0;
+        for pods in PODS {
+            while stand < pods {
+                self.pod(directory, reference, &format!("stands-{stand}")).await?;
+                stand += 1;
+            }
+            let weight = Weight {
+                pods,
+                helpers: self.helper_pss().await? - before.0,
+                shmem: (shmem()? - before.1).max(0.0),
+                daemon: rollup(self.daemon, "Pss:"),
+                daemon_shmem: rollup(self.daemon, "Pss_Shmem:"),
+            };
+            self.weights.push(weight);
         }
-        let grown = self.helper_pids().await?.into_iter().map(pss).sum::<f64>() - helpers;
-        #[expect(clippy::cast_precision_loss, reason = "fifty")]
-        let pods = PODS as f64;
-        self.helpers = (grown + (shmem()? - shared).max(0.0)) / pods;
-        self.memory = pss(self.daemon);
         self.remove_all().await
+    }
+
+    async fn helper_pss(&mut self) -> Outcome<f64> {
+        Ok(self.helper_pids().await?.into_iter().map(|pid| rollup(pid, "Pss:")).sum())
     }
 
     /// Everything that is there because of pods, but for what the pods run: shims, and pause or init processes.
@@ -303,10 +325,10 @@ impl Side {
     }
 }
 
-/// Proportional set size in MB; a process that has ended has none.
-fn pss(pid: u32) -> f64 {
+/// A field of a process's smaps_rollup (proc_pid_smaps(5)) in MB; a process that has ended has none.
+fn rollup(pid: u32, field: &str) -> f64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    kilobytes(&text, "Pss:").unwrap_or_default() / 1024.0
+    kilobytes(&text, field).unwrap_or_default() / 1024.0
 }
 
 /// Shared memory of the whole machine in MB, memfds and tmpfs.
@@ -335,7 +357,19 @@ fn rows(sides: &[Side; 2]) -> Vec<Value> {
             rows.push(row(format!("{name}_p{part}_ms"), "ms", &|side| percentile(&side.times[place], part)));
         }
     }
-    rows.push(row("helper_memory_per_pod_mb".into(), "MB", &|side| side.helpers));
-    rows.push(row(format!("daemon_memory_{PODS}_pods_mb"), "MB", &|side| side.memory));
+    let weights = [&sides[0].weights, &sides[1].weights];
+    for (place, pods) in PODS.into_iter().enumerate() {
+        let row = |name: String, figure: &dyn Fn(&Weight) -> f64| {
+            let [cove, containerd] = weights.map(|weights| weights.get(place).map(figure));
+            json!({"name": name, "unit": "MB", "cove": cove, "containerd": containerd})
+        };
+        rows.push(row(format!("helpers_pss_{pods}_pods_mb"), &|weight| weight.helpers));
+        rows.push(row(format!("shmem_{pods}_pods_mb"), &|weight| weight.shmem));
+        rows.push(row(format!("daemon_memory_{pods}_pods_mb"), &|weight| weight.daemon));
+        rows.push(row(format!("daemon_shmem_{pods}_pods_mb"), &|weight| weight.daemon_shmem));
+    }
+    rows.push(row("helper_memory_per_pod_mb".into(), "MB", &|side| {
+        side.weights.last().map_or(f64::NAN, Weight::helpers_per_pod)
+    }));
     rows
 }
