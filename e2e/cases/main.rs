@@ -42,6 +42,7 @@ mod label;
 mod lifecycle;
 mod limits;
 mod network;
+mod promises;
 mod restart;
 mod sandbox;
 mod seccomp;
@@ -112,6 +113,10 @@ fn main() {
     }
     trials.extend(escape::CASES.iter().copied().flatten().map(|case| {
         Trial::test(format!("escape::{}", case.name), move || world::run(case).map_err(Into::into))
+    }));
+    let names: Vec<String> = trials.iter().map(|trial| trial.name().to_owned()).collect();
+    trials.push(Trial::test("promises::name_cases_that_exist", move || {
+        promises::check(&names).map_err(|error| error.to_string().into())
     }));
     // Only against programs whose guards can be taken away: hack/escapes.
     let controls = std::env::var_os("COVE_CONTROLS").is_some();

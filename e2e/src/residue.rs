@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::daemon::Place;
-use crate::{Outcome, cgroup, wait};
+use crate::{Outcome, audit, cgroup, wait};
 
 /// How long things may take to go after the call that removed them was answered.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -78,7 +78,7 @@ fn cgroups(group: &Path, daemon: Option<u32>, found: &mut BTreeSet<String>) -> O
     Ok(())
 }
 
-/// Waits until nothing of a pod is left; says what is.
+/// Waits until nothing of a pod is left, and `cove audit` finds nothing either; says what is.
 pub fn check(place: &Place, daemon: Option<u32>) -> Outcome {
     let mut left = BTreeSet::new();
     wait::until("everything to be gone", SETTLE, || {
@@ -87,6 +87,7 @@ pub fn check(place: &Place, daemon: Option<u32>) -> Outcome {
     })
     .map_err(|error| {
         let lines: Vec<_> = left.iter().map(String::as_str).collect();
-        format!("{error}; left:\n  {}", lines.join("\n  ")).into()
-    })
+        format!("{error}; left:\n  {}", lines.join("\n  "))
+    })?;
+    audit::check(place)
 }

@@ -22,6 +22,9 @@ struct Roots {
     state: PathBuf,
 }
 
+/// A claim's file, and what it says.
+type Claim = (PathBuf, Result<Roots, RecordError>);
+
 /// The claims of one instance.
 #[derive(Debug)]
 pub struct Claims {
@@ -84,7 +87,7 @@ impl Claims {
         Ok(())
     }
 
-    fn all(&self) -> Result<Vec<(PathBuf, Result<Roots, RecordError>)>, Error> {
+    fn all(&self) -> Result<Vec<Claim>, Error> {
         let failed = |error| Error::system("list", self.directory.display().to_string(), error);
         let entries = match std::fs::read_dir(&self.directory) {
             Ok(entries) => entries,

@@ -161,7 +161,8 @@ impl Builtin {
                 links.insert(name);
             }
         }
-        let table = match nft::table(instance)? {
+        let there = tables.iter().any(|table| table == instance);
+        let table = match if there { nft::table(instance)? } else { None } {
             None => None,
             Some(json) => Some(Table::parse(&json).ok_or_else(|| {
                 NetworkError::Nft(format!("table inet {instance} was listed in a form that is not known"))

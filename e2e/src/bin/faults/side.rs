@@ -201,6 +201,20 @@ pub async fn builds(ground: &Ground) -> Outcome {
     residue::check(&place, None)
 }
 
+/// A container that ends by itself is said to have ended, whatever only its shim knows of how.
+async fn ends_untold(kubelet: &Kubelet, container: &str, pid: i32) -> Outcome {
+    process::signal(pid, Signal::KILL)?;
+    wait::until_async("the end of a container to be seen", ENDS_UNTOLD, || {
+        let mut kubelet = kubelet.clone();
+        async move {
+            let status = kubelet.status(container).await?;
+            let is_lost = status.exit_code == 255 && status.reason == "Unknown";
+            Ok((status.state() == ContainerState::ContainerExited && is_lost).then_some(()))
+        }
+    })
+    .await
+}
+
 /// Shims that this daemon cannot talk to: their pods are listed as they are, and can be stopped and removed. One that is
 /// left alone serves a later daemon that it does obey.
 pub async fn strangers(ground: &Ground) -> Outcome {
@@ -226,19 +240,7 @@ pub async fn strangers(ground: &Ground) -> Outcome {
         let (answer, id, container, pid) = &pods[n];
         wait::until("the daemon to ask the stranger", SOON, || Ok(stranger.was_asked().then_some(())))?;
         if *answer == Answer::Later {
-            // One that ends by itself is said to have ended, whatever only the shim knows of how.
-            process::signal(*pid, Signal::KILL)?;
-            let what = format!("{answer:?}: the end of a container to be seen");
-            let known = kubelet.clone();
-            wait::until_async(&what, ENDS_UNTOLD, || {
-                let mut kubelet = known.clone();
-                async move {
-                    let status = kubelet.status(container).await?;
-                    let is_lost = status.exit_code == 255 && status.reason == "Unknown";
-                    Ok((status.state() == ContainerState::ContainerExited && is_lost).then_some(()))
-                }
-            })
-            .await?;
+            ends_untold(&kubelet, container, *pid).await?;
             continue;
         }
         let status = kubelet.status(container).await?;
