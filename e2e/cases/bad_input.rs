@@ -16,6 +16,7 @@ cases!(
     tells_an_unknown_user_and_works_once_it_is_known,
     tells_a_full_disk,
     refuses_generated_files_with_extra_lines,
+    answers_every_call_whatever_its_fields,
 );
 
 type SandboxChange = Box<dyn Fn(&mut PodSandboxConfig)>;
@@ -230,5 +231,92 @@ async fn refuses_generated_files_with_extra_lines(world: &mut World) -> Outcome 
     let id = world.run_pod(&config).await?;
     let (_, text) = world.output(&id, &config, &world.script("cat", "cat /etc/resolv.conf")).await?;
     ensure_eq!(text, "options a\\nb\n");
+    Ok(())
+}
+
+#[expect(clippy::too_many_lines, reason = "one line a call")]
+/// security-bar.md E59: calls without any field, and with ids that are none.
+async fn answers_every_call_whatever_its_fields(world: &mut World) -> Outcome {
+    let config = world.pod("bystander");
+    let pod = world.run_pod(&config).await?;
+    let (mut refused, mut answered) = (0, 0);
+    macro_rules! call {
+        ($client:ident, $($method:ident($request:expr)),* $(,)?) => {$(
+            let call = world.cri.$client.$method($request);
+            match tokio::time::timeout(std::time::Duration::from_secs(10), call).await {
+                Ok(Ok(_)) => answered += 1,
+                Ok(Err(status)) => {
+                    let code = status.code();
+                    let internal = matches!(code, tonic::Code::Internal | tonic::Code::Unavailable);
+                    ensure!(!internal, "{}: {status:?}", stringify!($method));
+                    ensure!(status.message().len() < 8192, "{}: a long answer", stringify!($method));
+                    refused += 1;
+                }
+                Err(_) => return Err(format!("{} hangs", stringify!($method)).into()),
+            }
+        )*};
+    }
+    call!(
+        runtime,
+        version(VersionRequest::default()),
+        status(StatusRequest::default()),
+        run_pod_sandbox(RunPodSandboxRequest::default()),
+        create_container(CreateContainerRequest::default()),
+        list_pod_sandbox(ListPodSandboxRequest::default()),
+        list_containers(ListContainersRequest::default()),
+        list_container_stats(ListContainerStatsRequest::default()),
+        list_pod_sandbox_stats(ListPodSandboxStatsRequest::default()),
+        update_runtime_config(UpdateRuntimeConfigRequest::default()),
+        list_metric_descriptors(ListMetricDescriptorsRequest::default()),
+        list_pod_sandbox_metrics(ListPodSandboxMetricsRequest::default()),
+        runtime_config(RuntimeConfigRequest::default()),
+        checkpoint_container(CheckpointContainerRequest::default()),
+    );
+    call!(
+        images,
+        list_images(ListImagesRequest::default()),
+        image_status(ImageStatusRequest::default()),
+        pull_image(PullImageRequest::default()),
+        remove_image(RemoveImageRequest::default()),
+        image_fs_info(ImageFsInfoRequest::default()),
+    );
+    let long = "f".repeat(1 << 20);
+    for id in ["", "../../../etc", "\n\u{0}\u{1b}[2J", "\u{202e}", long.as_str()] {
+        let of = || id.to_owned();
+        call!(
+            runtime,
+            stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: of() }),
+            remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: of() }),
+            pod_sandbox_status(PodSandboxStatusRequest { pod_sandbox_id: of(), verbose: true }),
+            start_container(StartContainerRequest { container_id: of() }),
+            stop_container(StopContainerRequest { container_id: of(), timeout: i64::MIN }),
+            remove_container(RemoveContainerRequest { container_id: of() }),
+            container_status(ContainerStatusRequest { container_id: of(), verbose: true }),
+            update_container_resources(UpdateContainerResourcesRequest {
+                container_id: of(),
+                ..Default::default()
+            }),
+            reopen_container_log(ReopenContainerLogRequest { container_id: of() }),
+            exec_sync(ExecSyncRequest { container_id: of(), cmd: vec![of()], timeout: i64::MAX }),
+            exec(ExecRequest { container_id: of(), cmd: vec![of()], stdin: true, ..Default::default() }),
+            attach(AttachRequest { container_id: of(), stdin: true, ..Default::default() }),
+            port_forward(PortForwardRequest { pod_sandbox_id: of(), port: vec![i32::MIN] }),
+            container_stats(ContainerStatsRequest { container_id: of() }),
+            pod_sandbox_stats(PodSandboxStatsRequest { pod_sandbox_id: of() }),
+        );
+        let image = || Some(ImageSpec { image: of(), ..Default::default() });
+        call!(
+            images,
+            image_status(ImageStatusRequest { image: image(), verbose: true }),
+            pull_image(PullImageRequest { image: image(), ..Default::default() }),
+            remove_image(RemoveImageRequest { image: image() }),
+        );
+    }
+    eprintln!("{answered} answered, {refused} refused");
+    ensure!(refused > 60, "{refused} were refused");
+    let log = std::fs::read_to_string(world.place.as_ref().ok_or("needs a daemon of its own")?.log())?;
+    ensure!(!log.contains("panicked"), "the daemon panicked");
+    ensure!(!log.contains('\u{1b}') && !log.contains('\u{202e}'), "the log holds control characters");
+    ensure_eq!(world.pod_status(&pod).await?.state(), PodSandboxState::SandboxReady);
     Ok(())
 }

@@ -14,6 +14,7 @@ cases!(
     one_connection_that_is_reset_leaves_the_others_alone,
     what_nobody_takes_does_not_grow_the_daemon,
     a_thousand_terminals_leave_nothing,
+    a_thousand_attached_clients_leave_nothing,
     forwards_a_thousand_connections_and_ends_with_its_pod,
 );
 
@@ -325,6 +326,28 @@ async fn a_thousand_terminals_leave_nothing(world: &mut World) -> Outcome {
     let grown = memory(world)?.saturating_sub(small);
     ensure!(grown < 4 << 10, "the daemon has grown by {grown} KiB");
     Ok(())
+}
+
+async fn a_thousand_attached_clients_leave_nothing(world: &mut World) -> Outcome {
+    let (pod, container) = sleeper(world).await?;
+    let before = holds(world, &pod, &container).await?;
+    for _ in 0..1000 {
+        let request = AttachRequest { container_id: container.clone(), stdout: true, ..Default::default() };
+        let url = world.cri.runtime.attach(request).await?.into_inner().url;
+        let (mut writer, mut reader) = spdy::connect(&url, "v4.channel.k8s.io").await?;
+        writer.open(&[("streamtype", "error")]).await?;
+        let stdout = writer.open(&[("streamtype", "stdout")]).await?;
+        while next(&mut reader).await? != Frame::Reply(stdout) {}
+    }
+    let end = Instant::now() + SOON;
+    loop {
+        let now = holds(world, &pod, &container).await?;
+        // A shim notices those who have gone when the next one comes, or the container writes.
+        if now[0] <= before[0] && now[1] <= before[1] + 16 && now[3] <= before[3] {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "{before:?} before, {now:?} after");
+    }
 }
 
 async fn forwards_a_thousand_connections_and_ends_with_its_pod(world: &mut World) -> Outcome {
