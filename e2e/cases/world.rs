@@ -136,8 +136,11 @@ async fn run_async(case: &Case) -> Outcome {
     let outcome = async {
         world.pull(&world.image.clone()).await?;
         let before = leak::snapshot(&roots)?;
+        let running = Saved::now()?;
         (case.run)(&mut world).await?;
         world.remove_everything().await?;
+        // A case may have had a range of another family, whose forwarding stays on.
+        running.restore()?;
         // A case may have restarted its daemon: a new pid is no leak.
         let own = own_instance();
         let counts = |line: &String| !is_daemon(line) && is_ours(line, own.as_deref());
