@@ -197,8 +197,8 @@ pub async fn builds(ground: &Ground) -> Outcome {
     }
     residue::check(&place, Some(daemon.pid()))?;
     daemon.stop()?;
-    fs::remove_dir_all(programs)?;
-    residue::check(&place, None)
+    residue::check(&place, None)?;
+    Ok(fs::remove_dir_all(programs)?)
 }
 
 /// A container that ends by itself is said to have ended, whatever only its shim knows of how.
