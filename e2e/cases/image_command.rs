@@ -24,6 +24,7 @@ cases!(
     pulls_lists_and_removes,
     shows_the_pulls_of_a_kubelet,
     draws_bars_on_a_terminal,
+    checks_the_store_and_mends_it,
 );
 
 /// The name that a layout gives its image.
@@ -48,7 +49,10 @@ fn two_layers(text: &str) -> Outcome<image::Image> {
 fn command(world: &World, arguments: &[&str]) -> Outcome<Command> {
     let place = world.place.as_ref().ok_or("the command needs a daemon of the case's own")?;
     let mut command = Command::new(place.programs.join("cove"));
-    command.arg("--config").arg(place.config_file()).arg("image").args(arguments);
+    command.arg("--config").arg(place.config_file());
+    // `check` stands beside `image`, since it may look at more one day.
+    let is_of_image = arguments.first() != Some(&"check");
+    command.args(is_of_image.then_some("image")).args(arguments);
     Ok(command)
 }
 
@@ -377,4 +381,27 @@ async fn draws_bars_on_a_terminal(world: &mut World) -> Outcome {
     ensure!(text.contains(&made.id), "{text:?}");
     works(world, &["rm", &reference], b"")?;
     Ok(())
+}
+
+async fn checks_the_store_and_mends_it(world: &mut World) -> Outcome {
+    let made = two_layers("checked")?;
+    let reference = world.registry.push("e2e/checked", "1", &made)?;
+    world.pull(&reference).await?;
+    ensure_eq!(works(world, &["check"], b"")?.0, "");
+    let layers = world.place.as_ref().ok_or("no place")?.root.join("images/layers");
+    let has_big = |entry: &fs::DirEntry| entry.path().join("fs/big").is_file();
+    let entries = fs::read_dir(layers)?.collect::<Result<Vec<_>, _>>()?;
+    let file =
+        entries.iter().find(|entry| has_big(entry)).ok_or("no layer has the file")?.path().join("fs/big");
+    fs::write(&file, b"cut off")?;
+    let output = run(world, &["check"], b"")?;
+    let found = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.code() == Some(1), "{}", output.status);
+    ensure!(found.contains(&made.id) && found.contains(&reference) && found.contains(" bytes"), "{found}");
+    ensure!(find(world, &reference).await?.is_some(), "a look removed the image");
+    works(world, &["check", "--repair"], b"")?;
+    ensure_eq!(fs::metadata(&file)?.len(), 5 << 20);
+    ensure_eq!(works(world, &["check"], b"")?.0, "");
+    works(world, &["rm", &reference], b"")?;
+    is_tidy(world)
 }

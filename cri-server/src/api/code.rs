@@ -147,7 +147,8 @@ fn of_image(error: &ImageError) -> Code {
         | ImageError::Content { .. }
         | ImageError::Layer { .. }
         | ImageError::Archive { .. }
-        | ImageError::ArchiveLayer { .. } => Code::FailedPrecondition,
+        | ImageError::ArchiveLayer { .. }
+        | ImageError::Damaged { .. } => Code::FailedPrecondition,
         ImageError::Store { source, .. } => of_io(source),
     }
 }

@@ -68,6 +68,7 @@ fn events(progress: Arc<Progress>, work: Work) -> Events {
 impl Service for OwnImages {
     type PullStream = Events;
     type ImportStream = Events;
+    type RepairStream = Events;
 
     async fn list(&self, _: Request<wire::ListRequest>) -> Result<Response<wire::ListResponse>, Status> {
         let images = self.images.list(None).iter().map(|image| own::image(image)).collect();
@@ -143,6 +144,23 @@ impl Service for OwnImages {
         let bytes = requests.map(|request| request.map(|request| request.data));
         let archive = stream::once(async { Ok(first.data) }).chain(bytes);
         let work = Box::pin(async move { images.import(archive, choices, watched).await });
+        Ok(Response::new(events(progress, work)))
+    }
+
+    async fn check(&self, _: Request<wire::CheckRequest>) -> Result<Response<wire::CheckResponse>, Status> {
+        let findings = self.images.check().await.map_err(Error::from)?;
+        Ok(Response::new(wire::CheckResponse { findings: findings.into_iter().map(own::finding).collect() }))
+    }
+
+    async fn repair(
+        &self,
+        request: Request<wire::RepairRequest>,
+    ) -> Result<Response<Self::RepairStream>, Status> {
+        let id = own::reference("id", request.into_inner().id)?;
+        Span::current().record("image", &id);
+        let progress = Arc::new(Progress::new(id.clone()));
+        let (images, watched) = (self.images.clone(), progress.clone());
+        let work = Box::pin(async move { images.repair(&id, watched).await.map(|image| vec![image]) });
         Ok(Response::new(events(progress, work)))
     }
 }

@@ -83,7 +83,7 @@ fn print(text: &str) -> Result<(), Box<dyn Error>> {
 }
 
 /// What the other side says, without the clothes of its protocol.
-fn told(status: Status) -> Box<dyn Error> {
+pub(super) fn told(status: Status) -> Box<dyn Error> {
     status.message().into()
 }
 
@@ -123,7 +123,7 @@ async fn import_one(connected: &mut Connected, import: &Import) -> Result<(), Bo
 }
 
 /// Shows progress while there is some, then the images.
-async fn show(mut events: Streaming<Event>) -> Result<(), Box<dyn Error>> {
+pub(super) async fn show(mut events: Streaming<Event>) -> Result<(), Box<dyn Error>> {
     let mut bars = Bars::new();
     while let Some(event) = events.message().await.map_err(told)? {
         if let Some(progress) = event.progress {

@@ -1,6 +1,7 @@
 //! The command line. Without a command `cove` is the daemon.
 
 mod audit;
+mod check;
 mod config;
 mod connect;
 mod image;
@@ -32,6 +33,8 @@ pub(crate) enum Command {
     /// Show the default configuration, or check a file
     #[command(subcommand)]
     Config(config::Action),
+    /// Look for damage in the image store, and mend it by pulling again
+    Check(check::Check),
     /// List, pull, import and remove images
     #[command(subcommand)]
     Image(image::Action),
@@ -61,6 +64,7 @@ pub(crate) fn arguments() -> Arguments {
 pub(crate) fn run(command: &Command, file: Option<&Path>) -> Result<ExitCode, Box<dyn Error>> {
     match command {
         Command::Config(action) => config::run(action, file)?,
+        Command::Check(check) => check::run(check, file)?,
         Command::Image(action) => image::run(action, file)?,
         Command::Net(action) => net::run(action, file)?,
         Command::Audit(options) => return audit::run(options, file),

@@ -10,7 +10,7 @@ use super::layout::Documents;
 use super::record::{self, Record};
 use super::stage::StagedLayer;
 use super::store::{self, Entry, Index, Store};
-use super::{Image, ImageError, fix_up};
+use super::{Image, ImageError, fix_up, sha256};
 
 /// An image all of whose layers are here, and the names that it gets beside those that it has.
 #[derive(Debug)]
@@ -148,6 +148,10 @@ fn merged(index: &Index, whole: &Whole, has_fix_up: bool) -> Record {
         fix_up: has_fix_up.then(|| fix_up::key(&whole.id).to_string()),
         document_bytes: whole.documents.len(),
         pinned: whole.pinned || before.is_some_and(|entry| entry.record.pinned),
+        manifest: match &whole.documents.manifest {
+            Some(manifest) => Some(sha256(manifest).to_string()),
+            None => before.and_then(|entry| entry.record.manifest.clone()),
+        },
         config: whole.config.container.clone(),
     }
 }

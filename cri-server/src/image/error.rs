@@ -113,6 +113,14 @@ pub enum ImageError {
         /// Why, with entry, path and errno.
         source: Arc<cove_layer::LayerError>,
     },
+    /// Something of an image is damaged on disk, and cannot be mended now.
+    #[error("image {image}: {reason}")]
+    Damaged {
+        /// Its id.
+        image: String,
+        /// What is damaged, why it stays so, and what to do.
+        reason: String,
+    },
     /// A file of the image store could not be read or written.
     #[error("image store: {doing} {path:?}: {source}")]
     Store {

@@ -61,7 +61,8 @@ pub(super) fn make(
     }
     let stage = Stage::new(store.clone())?;
     let inodes = build(&levels, &wanted, &Tree::open(&stage.files()).map_err(failed)?).map_err(failed)?;
-    let record = LayerRecord { size: 0, inodes, is_opaque: false, implicit: Vec::new(), blob: None };
+    let (below, implicit) = (Some(inodes), Vec::new());
+    let record = LayerRecord { size: 0, inodes, is_opaque: false, implicit, blob: None, below };
     stage.finish(key(id), &record).map(Some)
 }
 

@@ -36,16 +36,27 @@ enum Fault {
     CutOff,
 }
 
-/// Fetches and unpacks one layer, unless it is there already.
+/// A layer to fetch.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    /// Its blob.
+    pub(super) layer: Layer,
+    /// What must come out.
+    pub(super) diff_id: Digest,
+    /// What lies in its place is of no use.
+    pub(super) is_damaged: bool,
+}
+
+/// Fetches and unpacks one layer, unless it is there already and not damaged.
 pub(super) async fn fetch(
     store: Arc<Store>,
     registry: Arc<Registry>,
-    layer: Layer,
-    diff_id: Digest,
+    wanted: Wanted,
     limits: Arc<Limits>,
     progress: Arc<LayerProgress>,
 ) -> Result<Option<StagedLayer>, ImageError> {
-    if store.index().layers.contains_key(&diff_id) {
+    let Wanted { layer, diff_id, is_damaged } = wanted;
+    if !is_damaged && store.index().layers.contains_key(&diff_id) {
         progress.set(LayerState::Present);
         return Ok(None);
     }
@@ -153,6 +164,7 @@ pub(super) fn record(unpacked: &Unpacked, blob: Option<&Digest>) -> LayerRecord 
         is_opaque: unpacked.opaque_root,
         implicit: unpacked.implicit.iter().map(|path| STANDARD.encode(path.as_os_str().as_bytes())).collect(),
         blob: blob.map(Digest::to_string),
+        below: (!unpacked.replaced).then_some(unpacked.inodes),
     }
 }
 

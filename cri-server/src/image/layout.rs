@@ -214,13 +214,15 @@ impl Layout {
         synced.map_err(|error| ImageError::store("sync the disk of", &self.root, error))
     }
 
-    /// Makes a staged, synced layer visible. What lay there in its place was damaged.
-    pub(super) fn publish(&self, stage: &Path, diff_id: &Digest) -> Result<(), ImageError> {
+    /// Makes a staged, synced layer visible. Whether something lay there in its place, which was damaged.
+    pub(super) fn publish(&self, stage: &Path, diff_id: &Digest) -> Result<bool, ImageError> {
         let target = self.layer(diff_id);
-        if target.symlink_metadata().is_ok() {
+        let was_there = target.symlink_metadata().is_ok();
+        if was_there {
             self.discard(&target)?;
         }
-        fs::rename(stage, &target).map_err(|error| ImageError::store("publish layer", &target, error))
+        fs::rename(stage, &target).map_err(|error| ImageError::store("publish layer", &target, error))?;
+        Ok(was_there)
     }
 
     /// Gives a layer whose record was damaged, and whose files containers run from, the record of a staged, synced one of the

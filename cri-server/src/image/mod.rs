@@ -10,6 +10,9 @@ mod auth;
 mod background;
 mod bounds;
 mod catalog;
+mod check;
+#[cfg(test)]
+mod check_tests;
 mod collect;
 mod commit;
 mod config;
@@ -55,6 +58,7 @@ use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use hyper::body::Bytes;
 
 pub use bounds::Bounds;
+pub use check::Finding;
 pub use error::ImageError;
 use flight::Flights;
 pub use import::Choices;
@@ -350,6 +354,34 @@ impl Images {
         };
         let ((), imported) = futures_util::future::join(feeding, working).await;
         imported?
+    }
+
+    /// Looks through the whole store for what is damaged. Takes a look at every file of every layer.
+    pub async fn check(&self) -> Result<Vec<Finding>, ImageError> {
+        let store = self.shared.store.clone();
+        layer::on_thread("check", move || check::check(&store)).await
+    }
+
+    /// Mends a damaged image by pulling it again, without credentials: by the digest that it was pulled by, else by its tag.
+    pub async fn repair(&self, id: &str, progress: Arc<Progress>) -> Result<Arc<Image>, ImageError> {
+        let not_found = || ImageError::NotFound { reference: id.to_owned() };
+        let digest: Digest = id.parse().map_err(|_| not_found())?;
+        let store = self.shared.store.clone();
+        let (image, damaged) = layer::on_thread("check", move || check::damaged(&store, &digest)).await??;
+        let names = image.record.repo_digests.iter().chain(&image.record.repo_tags);
+        let Some(name) = names.map(|name| Reference::parse(name)).next() else {
+            let reason =
+                "is damaged and has no name to be pulled by: remove it, and import it again".to_owned();
+            return Err(ImageError::Damaged { image: id.to_owned(), reason });
+        };
+        let reference = name?;
+        let credentials = auth::Credentials::new(None, &reference)?;
+        let hosts = {
+            let (shared, reference) = (self.shared.clone(), reference.clone());
+            blocking::run(move || hosts::of(&shared.hosts_dirs, &reference, &shared.manner.transport)).await?
+        };
+        let registry = Registry::new(self.shared.manner.clone(), reference, hosts, credentials);
+        pull::again(self.shared.clone(), Arc::new(registry), image, damaged, progress).await
     }
 
     /// Which of these diff IDs are layers in the store. What is no diff ID is in no store.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use cove_layer::Digest;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 
+use super::check::Recorded;
 use super::commit::Whole;
 use super::lease::Pins;
 use super::manifest::Layer;
@@ -114,9 +115,9 @@ async fn join_layer(
 ) -> Result<Arc<Option<StagedLayer>>, ImageError> {
     let work = || {
         let (store, registry, limits) = (shared.store.clone(), registry.clone(), shared.limits.clone());
-        let (layer, diff_id, progress) = (layer.clone(), key.2.clone(), progress.clone());
-        async move { layer::fetch(store, registry, layer, diff_id, limits, progress).await.map(Arc::new) }
-            .boxed()
+        let wanted = layer::Wanted { layer: layer.clone(), diff_id: key.2.clone(), is_damaged: false };
+        let progress = progress.clone();
+        async move { layer::fetch(store, registry, wanted, limits, progress).await.map(Arc::new) }.boxed()
     };
     let mut is_own = false;
     let start = || {
@@ -128,6 +129,68 @@ async fn join_layer(
         Err(_) if !is_own => shared.layers.join(key.clone(), work).await,
         fetched => fetched,
     }
+}
+
+/// Pulls an image again that is damaged on disk: its documents, and those of its layers that are. What was there stays until
+/// what replaces it is whole.
+pub(super) async fn again(
+    shared: Arc<Shared>,
+    registry: Arc<Registry>,
+    image: Recorded,
+    damaged: HashSet<Digest>,
+    progress: Arc<Progress>,
+) -> Result<Arc<Image>, ImageError> {
+    let resolved = resolve::resolve(&registry).await?;
+    if resolved.id != image.id {
+        let reason = format!("{} is {} now: pull or import it by hand", registry.reference(), resolved.id);
+        return Err(ImageError::Damaged { image: image.id.to_string(), reason });
+    }
+    let fix_up = fix_up::key(&resolved.id);
+    let mut needed = resolved.config.diff_ids.clone();
+    needed.push(fix_up.clone());
+    let _pins = Pins::new(shared.store.clone(), &needed);
+    let mut seen = HashSet::new();
+    let mut staged = Vec::new();
+    for (diff_id, layer) in resolved.config.diff_ids.iter().zip(&resolved.manifest.layers) {
+        if !seen.insert(diff_id) {
+            continue;
+        }
+        let is_damaged = damaged.contains(diff_id);
+        let watched = Arc::new(LayerProgress::new(layer.blob.digest.to_string(), layer.blob.size));
+        progress.layer(watched.clone());
+        let (store, limits) = (shared.store.clone(), shared.limits.clone());
+        let wanted = layer::Wanted { layer: layer.clone(), diff_id: diff_id.clone(), is_damaged };
+        let fetched = layer::fetch(store, registry.clone(), wanted, limits, watched).await?;
+        if let (true, Some(layer)) = (is_damaged, &fetched) {
+            layer.replacing();
+        }
+        staged.push(Arc::new(fetched));
+    }
+    let others = shared.store.catalog();
+    let is_own =
+        |tag: &&String| others.find(tag).ok().flatten().is_none_or(|other| other.id == image.record.id);
+    let whole = Whole {
+        repo_tags: image.record.repo_tags.iter().filter(is_own).cloned().collect(),
+        repo_digests: image.record.repo_digests.clone(),
+        id: resolved.id,
+        config: resolved.config,
+        documents: resolved.documents,
+        pinned: image.record.pinned,
+    };
+    let store = shared.store.clone();
+    blocking::run(move || {
+        let fetched: Vec<&StagedLayer> = staged.iter().filter_map(|layer| Option::as_ref(layer)).collect();
+        if damaged.contains(&fix_up) {
+            // It is made of the others, and is made again with the commit.
+            store.index().layers.remove(&fix_up);
+        }
+        let committed = commit::commit(&store, &whole, &fetched);
+        if committed.is_err() {
+            fetched.iter().for_each(|layer| layer.unwanted());
+        }
+        committed
+    })
+    .await
 }
 
 async fn finish(

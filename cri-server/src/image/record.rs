@@ -39,6 +39,9 @@ pub(super) struct Record {
     /// Never collected: it was imported so.
     #[serde(default)]
     pub(super) pinned: bool,
+    /// Digest of the manifest that is kept beside its config, if one is.
+    #[serde(default)]
+    pub(super) manifest: Option<String>,
     /// What it says of containers.
     pub(super) config: ImageConfig,
 }
@@ -58,6 +61,9 @@ pub(super) struct LayerRecord {
     /// The digest of the blob that it was unpacked from: who brings the same blob brings the same layer.
     #[serde(default)]
     pub(super) blob: Option<String>,
+    /// How many inodes lie below its root, and that its files have `size` bytes in all; `None`: nobody knows.
+    #[serde(default)]
+    pub(super) below: Option<u64>,
 }
 
 /// Writes a record and syncs it: on return it survives a power loss.
@@ -163,6 +169,7 @@ mod tests {
             fix_up: None,
             document_bytes: 3,
             pinned: false,
+            manifest: None,
             config: ImageConfig { user: "u".into(), ..ImageConfig::default() },
         }
     }

@@ -48,6 +48,7 @@ impl Stage {
             diff_id,
             kept: Mutex::new(kept),
             is_unwanted: AtomicBool::new(false),
+            replaces: AtomicBool::new(false),
         })
     }
 }
@@ -85,6 +86,7 @@ pub(super) struct StagedLayer {
     diff_id: Digest,
     kept: Mutex<Option<Kept>>,
     is_unwanted: AtomicBool,
+    replaces: AtomicBool,
 }
 
 impl StagedLayer {
@@ -97,7 +99,7 @@ impl StagedLayer {
     pub(super) fn publish(&self) -> Result<(), ImageError> {
         let mut kept = self.lock();
         let Some(layer) = kept.take() else { return Ok(()) };
-        let published = publish(&self.store, &layer, None);
+        let published = publish(&self.store, &layer, None, self.replaces.load(Ordering::Relaxed));
         if published.is_err() {
             *kept = Some(layer);
         }
@@ -107,6 +109,11 @@ impl StagedLayer {
     /// There is no room for it: it is not kept for a next try.
     pub(super) fn unwanted(&self) {
         self.is_unwanted.store(true, Ordering::Relaxed);
+    }
+
+    /// What lies in its place is damaged: it is taken away, unless a container needs it.
+    pub(super) fn replacing(&self) {
+        self.replaces.store(true, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Kept>> {
@@ -131,7 +138,7 @@ pub(super) fn keep(store: &Store, kept: Kept) -> Result<(), ImageError> {
     let kept_until = Instant::now().checked_add(KEEP_LAYERS);
     let published = store.layout.sync().and_then(|()| {
         let _writer = store.writer();
-        publish(store, &kept, kept_until)?;
+        publish(store, &kept, kept_until, false)?;
         store.publish(&store.index());
         store.layout.sync_layers()
     });
@@ -142,15 +149,26 @@ pub(super) fn keep(store: &Store, kept: Kept) -> Result<(), ImageError> {
 }
 
 /// Renames it into place, unless another pull was first.
-fn publish(store: &Store, kept: &Kept, kept_until: Option<Instant>) -> Result<(), ImageError> {
-    if store.index().layers.contains_key(&kept.diff_id) {
+fn publish(
+    store: &Store,
+    kept: &Kept,
+    kept_until: Option<Instant>,
+    replaces: bool,
+) -> Result<(), ImageError> {
+    let is_there = store.index().layers.contains_key(&kept.diff_id);
+    if is_there && !replaces {
         return store.discard(&kept.directory);
+    }
+    if is_there && let Some(image) = store.index().user_of(&kept.diff_id) {
+        let reason =
+            format!("layer {} is damaged, and containers run from it: remove them first", kept.diff_id);
+        return Err(ImageError::Damaged { image, reason });
     }
     if is_run_from(store, &kept.diff_id) {
         store.layout.publish_record(&kept.directory, &kept.diff_id)?;
         store.later(Job::EmptyTrash);
-    } else {
-        store.layout.publish(&kept.directory, &kept.diff_id)?;
+    } else if store.layout.publish(&kept.directory, &kept.diff_id)? {
+        store.later(Job::EmptyTrash);
     }
     let entry = LayerEntry {
         size: kept.size,

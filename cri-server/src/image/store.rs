@@ -88,6 +88,13 @@ pub(super) struct Index {
 }
 
 impl Index {
+    /// An image that has this layer and is used.
+    pub(super) fn user_of(&self, layer: &Digest) -> Option<String> {
+        let mut images = self.images.iter();
+        let used = images.find(|(id, entry)| entry.layers.contains(layer) && self.is_used(id.as_str()));
+        used.map(|(id, _)| id.to_string())
+    }
+
     /// Whether a container, a lease, or a container that is not known yet needs the image.
     pub(super) fn is_used(&self, id: &str) -> bool {
         !self.recovered || self.leases.contains_key(id) || self.holds.values().any(|held| held.contains(id))

@@ -29,6 +29,9 @@ pub struct Unpacked {
     /// Directories that were made because something lies in them, though no entry names them: relative, sorted,
     /// root-owned, 0755. Their metadata is that of the lower layer which names them.
     pub implicit: Vec<PathBuf>,
+    /// An entry took the place of an earlier one, so that [`Unpacked::size`] and [`Unpacked::inodes`] count what is not
+    /// there any more.
+    pub replaced: bool,
 }
 
 /// Unpacks a layer below `target`, an existing empty directory that only we can write. Blocks; holds less than 1 MiB,
@@ -65,5 +68,6 @@ pub fn unpack(
         skipped_xattrs: tally.skipped_xattrs,
         opaque_root: tally.opaque_root,
         implicit: tally.implicit,
+        replaced: tally.replaced,
     })
 }

@@ -3,7 +3,7 @@
 use super::super::own as wire;
 use super::field::no_control;
 use crate::error::Error;
-use crate::image::{Image, LayerNow, LayerState, Progress};
+use crate::image::{Finding, Image, LayerNow, LayerState, Progress};
 
 /// The longest reference: see `convert::image`.
 const MAX_REFERENCE: usize = 1024;
@@ -54,4 +54,9 @@ pub(in crate::api) fn finished<I: std::ops::Deref<Target = Image>>(
 ) -> wire::Event {
     let images = images.iter().map(|one| image(one)).collect();
     wire::Event { progress: Some(progress(at)), finished: Some(wire::Finished { images }) }
+}
+
+/// Something that is damaged.
+pub(in crate::api) fn finding(Finding { image, name, part, reason }: Finding) -> wire::Finding {
+    wire::Finding { image, name, part, reason }
 }

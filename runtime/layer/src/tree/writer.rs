@@ -37,6 +37,8 @@ pub(crate) struct Tally {
     /// The root hides all layers below.
     pub(crate) opaque_root: bool,
     pub(crate) implicit: Vec<PathBuf>,
+    /// An entry took the place of an earlier one: what lies there is less than what was made.
+    pub(crate) replaced: bool,
 }
 
 impl<'a> Writer<'a> {
@@ -122,7 +124,7 @@ impl<'a> Writer<'a> {
             if there.is_none_or(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::Directory) {
                 hides = there.is_some_and(|stat| is_whiteout(&stat));
                 remove(parent, leaf, entry)?;
-                removed = true;
+                (removed, self.tally.replaced) = (true, true);
                 made = mkdirat(parent.fd(), leaf, PRIVATE_DIRECTORY);
             }
         }
@@ -222,6 +224,7 @@ impl<'a> Writer<'a> {
         let mut made = make(parent.fd());
         if matches!(made, Err(Errno::EXIST)) {
             remove(parent, &entry.path.leaf, entry)?;
+            self.tally.replaced = true;
             made = make(parent.fd());
             self.parents.leave(entry)?;
         }

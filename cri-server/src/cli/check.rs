@@ -1,0 +1,72 @@
+//! `cove check`: what is damaged in the image store, and, if asked for, mended by pulling again. Nothing is ever removed by it.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::Path;
+
+use clap::Args;
+
+use super::connect::{self, Connected};
+use super::image::{show, told};
+use crate::api::own::{CheckRequest, Finding, RepairRequest};
+use crate::config::Config;
+
+/// What to do with what is found.
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// Pull damaged images again, without credentials; what was there stays until what replaces it is whole
+    #[arg(long)]
+    repair: bool,
+}
+
+pub(super) fn run(check: &Check, option: Option<&Path>) -> Result<(), Box<dyn Error>> {
+    let config = Config::load(option)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let mut connected = connect::connect(&config).await?;
+        let mut findings = find(&mut connected).await?;
+        std::io::stdout().write_all(lines(&findings).as_bytes())?;
+        if check.repair && !findings.is_empty() {
+            repair(&mut connected, &findings).await?;
+            findings = find(&mut connected).await?;
+            if !findings.is_empty() {
+                std::io::stdout().write_all(format!("still:\n{}", lines(&findings)).as_bytes())?;
+            }
+        }
+        match findings.len() {
+            0 => Ok(()),
+            count if check.repair => Err(format!("{count} faults are left").into()),
+            count => Err(format!("{count} faults; `cove check --repair` pulls these images again").into()),
+        }
+    })
+}
+
+async fn find(connected: &mut Connected) -> Result<Vec<Finding>, Box<dyn Error>> {
+    Ok(connected.images.check(CheckRequest {}).await.map_err(told)?.into_inner().findings)
+}
+
+/// Each damaged image once. One that cannot be mended keeps none of the others from it.
+async fn repair(connected: &mut Connected, findings: &[Finding]) -> Result<(), Box<dyn Error>> {
+    let mut ids: Vec<&String> = findings.iter().map(|one| &one.image).filter(|id| !id.is_empty()).collect();
+    ids.dedup();
+    for id in ids {
+        let events = connected.images.repair(RepairRequest { id: id.clone() }).await.map_err(told)?;
+        if let Err(error) = show(events.into_inner()).await {
+            eprintln!("cove: {id}: {error}");
+        }
+    }
+    Ok(())
+}
+
+fn lines(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for Finding { image, name, part, reason } in findings {
+        let image = if image.is_empty() { "no image" } else { image };
+        let line = format!("{image} {name}: {part}: {reason}");
+        let plain: String = line.chars().filter(|letter| !letter.is_control()).collect();
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{}", plain.replace(" :", ":"));
+    }
+    text
+}

@@ -1,0 +1,147 @@
+//! Each kind of damage is planted, found, and mended by pulling again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::testing::{Fault, Pushed, TestRegistry, TestStore, layer};
+use super::{Image, ImageError, Progress};
+
+/// With a directory that the upper layer does not name, so that there is a fix-up layer.
+fn layers() -> [Vec<u8>; 2] {
+    [layer(&[("tmp/", b""), ("a", b"lower")]), layer(&[("tmp/x", b"upper"), ("b", b"more")])]
+}
+
+struct Place {
+    images: PathBuf,
+    pushed: Pushed,
+}
+
+impl Place {
+    fn document(&self, name: &str) -> PathBuf {
+        self.images.join("documents").join(self.pushed.config.hex()).join(name)
+    }
+
+    fn layer(&self, number: usize) -> PathBuf {
+        self.images.join("layers").join(self.pushed.diff_ids[number].hex())
+    }
+
+    fn fix_up(&self) -> PathBuf {
+        self.images.join("layers").join(super::fix_up::key(&self.pushed.config).hex())
+    }
+
+    fn record(&self) -> PathBuf {
+        self.images.join("records").join(format!("{}.json", self.pushed.config.hex()))
+    }
+}
+
+fn flip(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+async fn repair(store: &TestStore, id: &str) -> Result<Arc<Image>, ImageError> {
+    store.images.repair(id, Arc::new(Progress::new(id.to_owned()))).await
+}
+
+fn is_whole(image: &Image) {
+    let [fix_up, upper, lower] = &image.layers[..] else { panic!("{:?}", image.layers) };
+    assert!(fix_up.join("tmp").is_dir());
+    assert_eq!(fs::read_to_string(upper.join("tmp/x")).unwrap(), "upper");
+    assert_eq!(fs::read_to_string(lower.join("a")).unwrap(), "lower");
+}
+
+type Damage = fn(&Place);
+
+const KINDS: [(&str, Damage, &str); 11] = [
+    ("a config with another byte", |at| flip(&at.document("config.json")), "config"),
+    ("a config that is gone", |at| fs::remove_file(at.document("config.json")).unwrap(), "config"),
+    ("a manifest with another byte", |at| flip(&at.document("manifest.json")), "manifest"),
+    ("a manifest that is gone", |at| fs::remove_file(at.document("manifest.json")).unwrap(), "manifest"),
+    ("a record that is cut off", |at| fs::write(at.record(), "cove").unwrap(), "record"),
+    ("a file that is cut off", |at| fs::write(at.layer(0).join("fs/a"), "low").unwrap(), "layer"),
+    ("a file that is gone", |at| fs::remove_file(at.layer(1).join("fs/tmp/x")).unwrap(), "layer"),
+    ("a file too many", |at| fs::write(at.layer(1).join("fs/tmp/y"), "").unwrap(), "layer"),
+    ("a layer's record with another byte", |at| flip(&at.layer(0).join("layer.json")), "layer"),
+    ("a layer that is gone", |at| fs::remove_dir_all(at.layer(0)).unwrap(), "layer"),
+    (
+        "a fix-up layer without its directory",
+        |at| fs::remove_dir(at.fix_up().join("fs/tmp")).unwrap(),
+        "layer",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_damage_is_found_and_mended_by_pulling_again() {
+    let registry = TestRegistry::start().await;
+    let pushed = registry.push("app", "v1", &layers());
+    let id = pushed.config.to_string();
+    for (what, damage, part) in KINDS {
+        let directory = tempfile::tempdir().unwrap();
+        let store = TestStore::open(directory.path());
+        store.images.pull(&registry.reference("app:v1"), None).await.unwrap();
+        assert_eq!(store.images.check().await.unwrap(), [], "nothing is damaged yet");
+        let place = Place { images: directory.path().join("images"), pushed: pushed.clone() };
+        damage(&place);
+        let findings = store.images.check().await.unwrap();
+        assert_eq!(findings.len(), 1, "{what}: {findings:?}");
+        assert!(findings[0].image == id && findings[0].part.starts_with(part), "{what}: {findings:?}");
+        assert_eq!(store.images.list(None).len(), 1, "{what}: a look changes nothing");
+
+        is_whole(&repair(&store, &id).await.unwrap());
+        assert_eq!(store.images.check().await.unwrap(), [], "{what}: mended");
+        is_whole(&store.images.status(&registry.reference("app:v1")).unwrap());
+        drop(store);
+        let store = TestStore::open(directory.path());
+        is_whole(&store.images.status(&registry.reference("app:v1")).expect("it is there after a restart"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_that_is_found_at_a_start_is_mended_too() {
+    let (registry, directory) = (TestRegistry::start().await, tempfile::tempdir().unwrap());
+    let store = TestStore::open(directory.path());
+    let pushed = registry.push("app", "v1", &layers());
+    store.images.pull(&registry.reference("app:v1"), None).await.unwrap();
+    drop(store);
+    let place = Place { images: directory.path().join("images"), pushed };
+    flip(&place.layer(1).join("layer.json"));
+    let store = TestStore::open(directory.path());
+    assert!(store.images.list(None).is_empty(), "it lacks a layer");
+    let findings = store.images.check().await.unwrap();
+    assert_eq!(findings.len(), 1, "{findings:?}");
+    is_whole(&repair(&store, &findings[0].image).await.unwrap());
+    assert_eq!(store.images.check().await.unwrap(), []);
+    assert_eq!(store.images.list(None)[0].repo_tags, [registry.reference("app:v1")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_mended_stays_as_it_is() {
+    let (registry, directory) = (TestRegistry::start().await, tempfile::tempdir().unwrap());
+    let store = TestStore::open(directory.path());
+    let pushed = registry.push("app", "v1", &layers());
+    let id = pushed.config.to_string();
+    store.images.pull(&registry.reference("app:v1"), None).await.unwrap();
+    let place = Place { images: directory.path().join("images"), pushed: pushed.clone() };
+    fs::write(place.layer(0).join("fs/a"), "low").unwrap();
+
+    store.images.hold(&id, "c1");
+    let error = repair(&store, &id).await.unwrap_err().to_string();
+    assert!(error.contains("containers run from it"), "{error}");
+    assert_eq!(fs::read_to_string(place.layer(0).join("fs/a")).unwrap(), "low");
+    store.images.release("c1");
+
+    registry.fault(&format!("/v2/app/manifests/{}", pushed.manifest), Fault::Status(404));
+    let error = repair(&store, &id).await.unwrap_err().to_string();
+    assert!(error.contains("answered 404"), "{error}");
+    assert_eq!(store.images.list(None).len(), 1, "it is listed as before");
+    assert_eq!(store.images.check().await.unwrap().len(), 1);
+    registry.mend();
+    is_whole(&repair(&store, &id).await.unwrap());
+    store
+        .settles_with(&[&pushed.diff_ids[0], &pushed.diff_ids[1], &super::fix_up::key(&pushed.config)])
+        .await;
+    assert!(matches!(repair(&store, "nothing").await, Err(ImageError::NotFound { .. })));
+}
