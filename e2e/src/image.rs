@@ -52,6 +52,11 @@ impl Layer {
         Self::default()
     }
 
+    /// The entries of an archive that was made elsewhere, without the zeros at its end.
+    pub fn of(entries: Vec<u8>) -> Self {
+        Self { bytes: entries, last: 0 }
+    }
+
     fn entry(mut self, kind: tar::EntryType, name: &str, link: &str, mode: u32, body: &[u8]) -> Self {
         let mut header = tar::Header::new_ustar();
         header.set_entry_type(kind);

@@ -3,7 +3,7 @@
 //! counts at once.
 
 mod certificates;
-mod file;
+pub(super) mod file;
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -64,7 +64,8 @@ pub(super) fn of(
     Ok(vec![upstream])
 }
 
-fn upstream(reference: &Reference, transport: &Transport) -> Result<Host, ImageError> {
+/// The registry itself, as it is asked where no file says otherwise.
+pub(super) fn upstream(reference: &Reference, transport: &Transport) -> Result<Host, ImageError> {
     let origin = transport.origin(reference.host()).map_err(|_| ImageError::InvalidReference {
         reference: reference.to_string(),
         reason: "has a registry that is not host or host:port",

@@ -20,6 +20,8 @@ mod contents;
 mod error;
 mod fix_up;
 mod flight;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod hosts;
 mod import;
 #[cfg(test)]

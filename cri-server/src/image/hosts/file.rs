@@ -26,7 +26,7 @@ struct Settings {
 }
 
 /// The hosts of `text`, a file in `directory`, in the order to ask them.
-pub(super) fn parse(
+pub(in crate::image) fn parse(
     text: &str,
     directory: &Path,
     reference: &Reference,

@@ -5,6 +5,7 @@
 mod archive;
 mod benign;
 mod broken;
+mod corpus;
 mod escape;
 mod fixed;
 mod overlay;
