@@ -40,7 +40,7 @@ async fn runs_a_command_and_waits(world: &mut World) -> Outcome {
     ensure!(said.contains("out\n") && said.contains("err\n"), "{said}");
     let error =
         run(world, &["exec", "-s", &container, "sh", "-c", "exit 7"]).await.err().ok_or("exit code 0")?;
-    ensure!(error.to_string().contains("exit code 7"), "{error}");
+    ensure!(error.to_string().contains("exited with 7"), "{error}");
     let began = std::time::Instant::now();
     let late = run(world, &["exec", "-s", "--timeout", "1", &container, "sleep", "100"]).await;
     ensure!(late.is_err() && began.elapsed() < Duration::from_secs(10), "{late:?}");

@@ -158,7 +158,12 @@ async fn gives_back_what_a_flood_took(world: &mut World) -> Outcome {
         most = most.max(crate::stream_protocol::memory(world)?);
         let ended = tokio::time::timeout(Duration::from_millis(50), running.join_next()).await;
         if let Ok(Some(ended)) = ended {
-            ensure_eq!(ended?.refused()?.code(), tonic::Code::DeadlineExceeded);
+            // Which of the two bounds an exec meets first is a matter of time.
+            let code = ended?.refused()?.code();
+            ensure!(
+                matches!(code, tonic::Code::DeadlineExceeded | tonic::Code::ResourceExhausted),
+                "{code:?}"
+            );
         }
     }
     let grown = most.saturating_sub(before);
