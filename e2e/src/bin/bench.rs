@@ -87,11 +87,8 @@ async fn run() -> Outcome {
     let rows = outcome?;
     for row in &rows {
         let [cove, peer] = ["cove", "containerd"].map(|side| row[side].as_f64().unwrap_or(f64::NAN));
-        println!(
-            "{:<28} {cove:>10.3} {peer:>10.3} {:>8.2}x",
-            row["name"].as_str().unwrap_or_default(),
-            peer / cove
-        );
+        let ratio = if cove > 0.0 { format!("{:.2}x", peer / cove) } else { "-".to_owned() };
+        println!("{:<28} {cove:>10.3} {peer:>10.3} {ratio:>9}", row["name"].as_str().unwrap_or_default());
     }
     if let Some(file) = value("--json") {
         let machine = json!({
