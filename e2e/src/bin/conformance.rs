@@ -16,6 +16,7 @@ use cove_e2e::crictl::Crictl;
 use cove_e2e::critest::{self, Counts, Run, Skips, State};
 use cove_e2e::daemon::{self, Daemon, Place};
 use cove_e2e::registry::Registry;
+use cove_e2e::sysctl::Saved;
 
 /// The runs: alone, a spec finds nothing of another; beside others, it finds a busy runtime.
 const WORKERS: [u32; 2] = [1, 4];
@@ -102,6 +103,7 @@ fn run(options: &Options) -> Outcome<bool> {
     let registry = Registry::start(&place.root.join("registry"))?;
     critest::push(&registry)?;
     mirrors(&place.root.join("hosts.d"), &registry)?;
+    let settings = Saved::now()?;
     let daemon = if options.endpoint.is_none() { Some(started(&place)?) } else { None };
     let socket = options.endpoint.clone().unwrap_or_else(|| place.socket());
     let mut runs = Vec::new();
@@ -123,6 +125,7 @@ fn run(options: &Options) -> Outcome<bool> {
         Some(daemon) => take_down(&place, daemon),
         None => remove(&place.root),
     };
+    let cleaned = cleaned.and(settings.restore());
     let mut good = true;
     for (workers, counts) in runs {
         good &= tell(workers, &counts?, options.skips());
