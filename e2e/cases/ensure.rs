@@ -1,4 +1,4 @@
-//! What a case says: which functions are cases, and what must hold.
+//! What a case says: which functions are cases, and which answers must be refusals.
 
 use cove_e2e::Outcome;
 
@@ -32,25 +32,6 @@ macro_rules! attacks {
             }
         ),*];
     };
-}
-
-/// Fails with the text unless the condition holds.
-macro_rules! ensure {
-    ($condition:expr, $($message:tt)+) => {
-        if !$condition {
-            return Err(format!($($message)+).into());
-        }
-    };
-}
-
-/// Fails unless both are equal.
-macro_rules! ensure_eq {
-    ($left:expr, $right:expr) => {{
-        let (left, right) = (&$left, &$right);
-        if left != right {
-            return Err(format!("{} is {left:?}, not {right:?}", stringify!($left)).into());
-        }
-    }};
 }
 
 /// An answer that must be a refusal.

@@ -14,6 +14,9 @@
 )]
 
 #[macro_use]
+extern crate cove_e2e;
+
+#[macro_use]
 mod ensure;
 mod world;
 

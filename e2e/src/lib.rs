@@ -13,6 +13,7 @@ pub mod cni;
 pub mod crictl;
 pub mod critest;
 pub mod daemon;
+mod ensure;
 pub mod image;
 pub mod kubelet;
 pub mod leak;

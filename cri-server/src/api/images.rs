@@ -118,14 +118,6 @@ impl Service for OwnImages {
         Ok(Response::new(wire::RemoveResponse {}))
     }
 
-    async fn present(
-        &self,
-        request: Request<wire::PresentRequest>,
-    ) -> Result<Response<wire::PresentResponse>, Status> {
-        let diff_ids = self.images.present(&request.into_inner().diff_ids);
-        Ok(Response::new(wire::PresentResponse { diff_ids }))
-    }
-
     async fn import(
         &self,
         request: Request<Streaming<wire::ImportRequest>>,

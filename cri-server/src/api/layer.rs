@@ -21,7 +21,7 @@ use crate::node::Node;
 /// Answered while recovery is at work: a kubelet asks them first and decides nothing about pods by them.
 const PASS_THE_GATE: [&str; 4] = ["Version", "Status", "RuntimeConfig", "ImageFsInfo"];
 /// Asked all the time; a line for each would hide the others.
-const POLLED: [&str; 17] = [
+const POLLED: [&str; 16] = [
     "Version",
     "Status",
     "RuntimeConfig",
@@ -39,7 +39,6 @@ const POLLED: [&str; 17] = [
     // Of Cove's own image service.
     "List",
     "Pulls",
-    "Present",
 ];
 /// The longest method name that is logged; a path is as long as a client likes.
 const LONGEST_METHOD: usize = 64;

@@ -386,14 +386,6 @@ impl Images {
         pull::again(self.shared.clone(), Arc::new(registry), image, damaged, progress).await
     }
 
-    /// Which of these diff IDs are layers in the store. What is no diff ID is in no store.
-    pub fn present(&self, diff_ids: &[String]) -> Vec<String> {
-        let index = self.shared.store.index();
-        let is_there =
-            |text: &&String| text.parse::<Digest>().is_ok_and(|diff_id| index.layers.contains_key(&diff_id));
-        diff_ids.iter().filter(is_there).cloned().collect()
-    }
-
     /// Whole images, each once; with a filter, those it names (by reference or id).
     pub fn list(&self, filter: Option<&str>) -> Vec<Arc<Image>> {
         match filter {

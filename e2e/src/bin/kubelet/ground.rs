@@ -9,6 +9,7 @@ use cove_e2e::image::{self, Layer};
 use cove_e2e::kubelet::Kubelet as Cri;
 use cove_e2e::registry::Registry;
 use cove_e2e::{Outcome, client, process};
+use k8s_cri::v1::ContainerState;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
@@ -164,6 +165,22 @@ impl Ground {
             }
             std::thread::sleep(INTERVAL);
         }
+    }
+
+    /// Waits until no container runs.
+    pub(crate) fn settled(&self) -> Outcome {
+        self.until("every container to have ended", || {
+            self.cri(async |mut cri| {
+                for id in cri.containers().await? {
+                    // One may be collected in between.
+                    let status = cri.status(&id).await;
+                    if status.is_ok_and(|status| status.state() == ContainerState::ContainerRunning) {
+                        return Ok(None);
+                    }
+                }
+                Ok(Some(()))
+            })
+        })
     }
 
     /// Waits until the kubelet says of a pod what is looked for.

@@ -8,7 +8,15 @@
 #![forbid(unsafe_code)]
 
 #[macro_use]
-mod ensure;
+extern crate cove_e2e;
+
+/// Lists functions as cases under their own names.
+macro_rules! cases {
+    ($($name:ident),* $(,)?) => {
+        pub(crate) const CASES: &[(&str, crate::Case)] = &[$((stringify!($name), $name)),*];
+    };
+}
+
 mod cluster;
 mod figures;
 mod flow;
@@ -36,7 +44,6 @@ use std::time::{Duration, Instant};
 use cove_e2e::kubelet::Kubelet as Cri;
 use cove_e2e::registry::Registry;
 use cove_e2e::{Outcome, client};
-use k8s_cri::v1::ContainerState;
 use tokio::runtime::Handle;
 
 use crate::cluster::Cluster;
@@ -290,19 +297,5 @@ fn empty(ground: &Ground) -> Outcome {
         let pods: serde_json::Value = serde_json::from_str(&ground.node.get("/pods")?)?;
         Ok(pods["items"].as_array().is_none_or(Vec::is_empty).then_some(()))
     })?;
-    ground.until("every container to have ended", || {
-        ground.cri(async |mut cri| {
-            for id in cri.containers().await? {
-                // One may be collected in between.
-                if cri
-                    .status(&id)
-                    .await
-                    .is_ok_and(|status| status.state() == ContainerState::ContainerRunning)
-                {
-                    return Ok(None);
-                }
-            }
-            Ok(Some(()))
-        })
-    })
+    ground.settled()
 }

@@ -6,7 +6,6 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use cove_e2e::Outcome;
-use k8s_cri::v1::ContainerState;
 use serde_json::{Value, json};
 
 use crate::ground::{Ground, IDLE, LIMIT};
@@ -59,7 +58,7 @@ fn one_by_one(ground: &Ground, what: &str, spec: &Value) -> Outcome {
         }
         times.push(began.elapsed());
         ground.node.take_away(&name)?;
-        settled(ground)?;
+        ground.settled()?;
     }
     times.sort_unstable();
     println!(
@@ -93,7 +92,7 @@ fn at_once(ground: &Ground) -> Outcome {
     for name in &names {
         ground.node.take_away(name)?;
     }
-    settled(ground)
+    ground.settled()
 }
 
 fn probed(ground: &Ground, kubelet: &Kubelet, runtime: &Runtime) -> Outcome {
@@ -119,25 +118,7 @@ fn probed(ground: &Ground, kubelet: &Kubelet, runtime: &Runtime) -> Outcome {
     for place in 0..PROBED {
         ground.node.take_away(&format!("probed-{place}"))?;
     }
-    settled(ground)
-}
-
-/// Waits until no container runs.
-fn settled(ground: &Ground) -> Outcome {
-    ground.until("all to have ended", || {
-        ground.cri(async |mut cri| {
-            for id in cri.containers().await? {
-                if cri
-                    .status(&id)
-                    .await
-                    .is_ok_and(|status| status.state() == ContainerState::ContainerRunning)
-                {
-                    return Ok(None);
-                }
-            }
-            Ok(Some(()))
-        })
-    })
+    ground.settled()
 }
 
 fn millis(time: Duration) -> u128 {

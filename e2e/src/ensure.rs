@@ -1,13 +1,7 @@
-//! What a case says: which functions are cases, and what must hold.
-
-/// Lists functions as cases under their own names.
-macro_rules! cases {
-    ($($name:ident),* $(,)?) => {
-        pub(crate) const CASES: &[(&str, crate::Case)] = &[$((stringify!($name), $name)),*];
-    };
-}
+//! What a case says must hold.
 
 /// Fails with the text unless the condition holds.
+#[macro_export]
 macro_rules! ensure {
     ($condition:expr, $($message:tt)+) => {
         if !$condition {
@@ -17,6 +11,7 @@ macro_rules! ensure {
 }
 
 /// Fails unless both are equal.
+#[macro_export]
 macro_rules! ensure_eq {
     ($left:expr, $right:expr) => {{
         let (left, right) = (&$left, &$right);
