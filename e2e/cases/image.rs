@@ -3,8 +3,9 @@
 use cove_e2e::Outcome;
 use cove_e2e::image::{self, Layer};
 use k8s_cri::v1::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::stream::crictl;
 use crate::world::World;
 
 cases!(
@@ -12,6 +13,7 @@ cases!(
     is_pulled_by_digest_without_tags,
     is_removed_by_any_name,
     tells_its_user,
+    shows_its_config,
     applies_whiteouts_and_layers_in_order,
     survives_a_restart,
     stays_usable_while_a_container_holds_it,
@@ -109,6 +111,28 @@ async fn tells_its_user(world: &mut World) -> Outcome {
         let told = (image.uid.map(|uid| uid.value), image.username.as_str());
         ensure!(told == (uid, username), "{user}: {told:?}");
     }
+    Ok(())
+}
+
+async fn shows_its_config(world: &mut World) -> Outcome {
+    let layers = ["one", "two", "three"].map(|text| Layer::new().file(text, 0o644, text));
+    let config = json!({"Env": ["A=b"], "Labels": {"of": "mine"}, "ExposedPorts": {"80/tcp": {}}});
+    let reference = world.registry.push("e2e/shown", "1", &image::build(layers.to_vec(), config.clone())?)?;
+    let id = world.pull(&reference).await?;
+    let shown: Value = serde_json::from_str(&crictl(world)?.run(&["inspecti", "-o", "json", &id])?)?;
+    let told = &shown["info"]["imageSpec"];
+    for (key, value) in config.as_object().ok_or("no object")? {
+        ensure_eq!(&told["config"][key], value);
+    }
+    // As image-spec's config.md defines it, by another implementation of the hash.
+    let layers = told["rootfs"]["diff_ids"].as_array().ok_or("no layers")?;
+    let mut chain = layers[0].as_str().ok_or("no text")?.to_owned();
+    for layer in &layers[1..] {
+        chain = image::digest(format!("{chain} {}", layer.as_str().ok_or("no text")?).as_bytes());
+    }
+    ensure_eq!((layers.len(), &shown["info"]["chainID"]), (3, &json!(chain)));
+    let request = ImageStatusRequest { image: spec(&id), verbose: false };
+    ensure!(world.cri.images.image_status(request).await?.into_inner().info.is_empty(), "nobody asked");
     Ok(())
 }
 

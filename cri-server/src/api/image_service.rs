@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 use tracing::Span;
 
-use super::convert::image;
+use super::convert::{image, verbose};
 use super::wire::image_service_server::ImageService;
 use super::wire::{
     ImageFsInfoRequest, ImageFsInfoResponse, ImageStatusRequest, ImageStatusResponse, ListImagesRequest,
@@ -48,12 +48,17 @@ impl ImageService for ImageApi {
         &self,
         request: Request<ImageStatusRequest>,
     ) -> Result<Response<ImageStatusResponse>, Status> {
-        let reference = image::reference(request.into_inner().image)?;
-        let found = self.node.images.status(&reference);
-        Ok(Response::new(ImageStatusResponse {
-            image: found.map(|found| image::image(&found)),
-            ..Default::default()
-        }))
+        let request = request.into_inner();
+        let reference = image::reference(request.image)?;
+        let Some(found) = self.node.images.status(&reference) else {
+            return Ok(Response::new(ImageStatusResponse::default()));
+        };
+        let config = match request.verbose {
+            true => self.node.images.config(&found).await.map_err(Error::from)?,
+            false => None,
+        };
+        let info = config.map(|config| verbose::info(&verbose::image(&config))).unwrap_or_default();
+        Ok(Response::new(ImageStatusResponse { image: Some(image::image(&found)), info }))
     }
 
     async fn pull_image(

@@ -399,6 +399,13 @@ impl Images {
         self.shared.store.catalog().find(reference).ok().flatten().cloned()
     }
 
+    /// The config of an image, byte for byte: its digest is the image's id. None where it is not kept any more.
+    pub async fn config(&self, image: &Image) -> Result<Option<Vec<u8>>, ImageError> {
+        let Ok(id) = image.id.parse::<Digest>() else { return Ok(None) };
+        let store = self.shared.store.clone();
+        blocking::run(move || Ok(store.layout.read_documents(&id)?.map(|documents| documents.config))).await
+    }
+
     /// Finds an image and keeps it while the lease lives.
     pub fn lease(&self, reference: &str) -> Result<Lease, ImageError> {
         let (image, guard) = lease::lease(&self.shared.store, reference)?;

@@ -1,9 +1,10 @@
-//! What `crictl inspect`, `inspectp` and `info` show beyond the status: one JSON document under the key that tools know.
-//! The names in it (`pid`, `sandboxID`, `runtimeSpec`, `config`, `cniResult`) are those that scripts read.
+//! What `crictl inspect`, `inspectp`, `inspecti` and `info` show beyond the status: one JSON document under the key that tools know.
+//! The names in it (`pid`, `sandboxID`, `runtimeSpec`, `config`, `cniResult`, `imageSpec`) are those that scripts read.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use cove_layer::{Algorithm, Digest};
 use serde_json::{Value, json};
 
 use crate::container::ContainerView;
@@ -45,6 +46,17 @@ pub(in crate::api) fn container(view: &ContainerView, spec: &Value) -> Value {
         "config": container_config(&view.config),
         "runtimeSpec": spec,
     })
+}
+
+/// Of an image; `config` is its config as it lies in the store. The chain ID names its whole stack of layers (image-spec,
+/// config.md, "Layer ChainID").
+pub(in crate::api) fn image(config: &[u8]) -> Value {
+    let spec: Value = serde_json::from_slice(config).unwrap_or(Value::Null);
+    let layers = spec["rootfs"]["diff_ids"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let chain = layers.map(str::to_owned).reduce(|below, layer| {
+        Digest::of(Algorithm::Sha256, format!("{below} {layer}").as_bytes()).to_string()
+    });
+    json!({ "chainID": chain, "imageSpec": spec })
 }
 
 /// The OCI spec of a container, null while there is none to read.
