@@ -332,7 +332,7 @@ impl RuntimeService for RuntimeApi {
         let request = request.into_inner();
         field::not_built("windows", request.windows.is_some())?;
         let id = container_id(request.container_id)?;
-        let asked = convert::container::update(request.linux)?;
+        let asked = convert::resources::update(request.linux)?;
         container::update::update(&self.node, &id, asked).await?;
         Ok(Response::new(UpdateContainerResourcesResponse {}))
     }
@@ -352,8 +352,8 @@ impl RuntimeService for RuntimeApi {
     ) -> Result<Response<UpdatePodSandboxResourcesResponse>, Status> {
         let request = request.into_inner();
         let id = sandbox_id(request.pod_sandbox_id)?;
-        let overhead = convert::container::pod_resources("overhead", request.overhead)?;
-        let resources = convert::container::pod_resources("resources", request.resources)?;
+        let overhead = convert::resources::of_pod("overhead", request.overhead)?;
+        let resources = convert::resources::of_pod("resources", request.resources)?;
         sandbox::update::update(&self.node, &id, PodResources { overhead, resources }).await?;
         Ok(Response::new(UpdatePodSandboxResourcesResponse {}))
     }

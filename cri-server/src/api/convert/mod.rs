@@ -3,12 +3,15 @@
 //! A field that is not built yet is refused by name: a request is never carried out in part.
 
 pub(super) mod container;
+mod device;
 pub(super) mod field;
 pub(super) mod filter;
 pub(super) mod image;
 pub(super) mod metrics;
+mod mount;
 pub(super) mod own;
 pub(super) mod process;
+pub(super) mod resources;
 pub(super) mod sandbox;
 pub(super) mod security;
 pub(super) mod signal;
