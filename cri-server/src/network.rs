@@ -165,6 +165,19 @@ impl Network {
         }
     }
 
+    /// Stands for what a pod was given and no record tells any more: plugins know a pod by its id, so those that attach pods
+    /// today are asked to detach it. Of the built-in network nothing is lost that is still in the kernel ([`Self::find`]).
+    pub async fn lost(&self, identity: &SandboxIdentity, settings: &config::Network) -> Option<Attachment> {
+        let Self::Cni(cni) = self else { return None };
+        match cni.lease(identity, settings).await {
+            Ok(attachment) => Some(Attachment::Cni(Box::new(attachment))),
+            Err(error) => {
+                tracing::error!(sandbox = identity.id, %error, "its address may be leaked: no plugin can be asked for it");
+                None
+            }
+        }
+    }
+
     /// Detaches a pod and gives its lease back. What is not there is done already.
     pub async fn detach(&self, attachment: &Attachment, settings: &config::Network) -> Result<(), Error> {
         match (self, attachment) {

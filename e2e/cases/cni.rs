@@ -22,6 +22,7 @@ cases!(
     takes_the_first_of_two_lists,
     turns_ready_when_a_list_appears,
     keeps_a_pod_over_a_restart,
+    gives_back_what_no_record_tells_of,
     gives_back_addresses_after_a_reboot,
     runs_more_pods_than_there_are_addresses,
 );
@@ -303,6 +304,27 @@ async fn keeps_a_pod_over_a_restart(world: &mut World) -> Outcome {
         }
         world.remove_pod(&id).await?;
         ensure_eq!(leases(&leased, "kept").len(), 0);
+        Ok(())
+    })
+    .await
+}
+
+async fn gives_back_what_no_record_tells_of(world: &mut World) -> Outcome {
+    let leased = lease_directory(world);
+    let chain = [bridge("e2ebra", &host_local(&leased, &["10.216.10.0/24"])), portmap()];
+    with_list(world, &list("1.0.0", "lost", &chain), async |world| {
+        let mut config = world.pod("lost");
+        config.port_mappings.push(host_port(Protocol::Tcp, 18_220, ""));
+        let id = world.run_pod(&config).await?;
+        let place = world.place.clone().ok_or("no place")?;
+        let record = place.root.join("sandboxes").join(&id).join("attachment.json");
+        ensure_eq!(leases(&leased, "lost").len(), 1);
+        fs::write(&record, "{\"file\": \"/")?;
+        world.restart(End::Kill).await?;
+        world.pod_status(&id).await?;
+        ensure!(record.with_extension("unreadable").exists(), "it was readable");
+        world.remove_pod(&id).await?;
+        ensure_eq!(leases(&leased, "lost").len(), 0);
         Ok(())
     })
     .await

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::config::SandboxConfig;
+use crate::store::recover::UNREADABLE;
 
 /// What a sandbox is, for its whole life: `identity.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,6 +66,11 @@ impl Places {
     /// `attachment.json`.
     pub fn attachment(&self) -> PathBuf {
         self.record.join("attachment.json")
+    }
+
+    /// Where recovery puts an `attachment.json` that cannot be read.
+    pub fn lost_attachment(&self) -> PathBuf {
+        self.attachment().with_extension(UNREADABLE)
     }
 }
 

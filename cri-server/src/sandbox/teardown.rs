@@ -71,7 +71,7 @@ pub async fn teardown(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Er
     if sandbox.identity.own_cgroup {
         failures.note("cgroup", node.cgroups.remove_if_empty(&sandbox.identity.cgroup)).await;
     }
-    if let Some(attachment) = sandbox.attachment() {
+    if let Some(attachment) = given(node, sandbox).await {
         failures.note("network", detach(node, sandbox, &attachment)).await;
     }
     if let Some(netns) = sandbox.identity.netns.clone() {
@@ -87,6 +87,17 @@ pub async fn teardown(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Er
         }
         Some(error) => Err(error),
     }
+}
+
+/// What the network gave it, by the record; else, where that was lost, what takes it back all the same.
+async fn given(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Option<Arc<Attachment>> {
+    let known = sandbox.attachment();
+    let lost = sandbox.places.lost_attachment();
+    if known.is_some() || !blocking::run(move || lost.exists()).await {
+        return known;
+    }
+    let settings = node.config.load_full();
+    node.network().ok()?.lost(&sandbox.identity, &settings.network).await.map(Arc::new)
 }
 
 async fn detach(node: &Arc<Node>, sandbox: &Arc<Sandbox>, attachment: &Attachment) -> Result<(), Error> {

@@ -24,7 +24,7 @@ use crate::store;
 /// when a node that is a container is restarted).
 const MARKER: &str = "alive";
 /// How the name of a record ends that cannot be read and was put by.
-const UNREADABLE: &str = "unreadable";
+pub const UNREADABLE: &str = "unreadable";
 /// Name of the file that counts daemons of this host's life.
 const GENERATION: &str = "generation";
 
@@ -75,8 +75,8 @@ fn prepare(node: &Arc<Node>) -> Result<read::Found, Error> {
     network.adopt(attachments.iter().filter_map(|attachment| attachment.builtin()))?;
     // Where one is not known any more, nothing may be taken for nobody's.
     let is_known = |sandbox: &Arc<Sandbox>| {
-        let record = sandbox.places.attachment();
-        sandbox.attachment().is_some() || !record.exists() && !record.with_extension(UNREADABLE).exists()
+        let places = &sandbox.places;
+        sandbox.attachment().is_some() || !places.attachment().exists() && !places.lost_attachment().exists()
     };
     if found.quarantined.is_empty() && node.sandboxes.all().values().all(is_known) {
         network.collect(&config.network, &attachments);
