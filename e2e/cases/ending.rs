@@ -17,7 +17,14 @@ cases!(
     is_seen_to_end_though_its_shim_is_stopped,
     stops_by_the_signal_asked_for,
     removes_while_running,
+    ends_a_fork_bomb_beside_a_sibling_that_answers,
 );
+
+/// A thousand processes that sleep, eight that do nothing but fork, and a first one that is deaf.
+const BOMB: &str = "for s in 1 2 3 4; do (n=0; while [ $n -lt 250 ]; do sleep 1000 & n=$((n+1)); done) & done; wait; \
+    for i in 1 2 3 4 5 6 7 8; do while :; do sleep 0; done & done; trap '' TERM; echo forked; while :; do sleep 1; done";
+/// What its end beyond its grace, and a command in its sibling meanwhile, may take on a machine that others use.
+const BOMB_LIMIT: Duration = Duration::from_secs(5);
 
 async fn tells_an_oom_kill(world: &mut World) -> Outcome {
     let config = world.pod("oom");
@@ -162,5 +169,30 @@ async fn removes_while_running(world: &mut World) -> Outcome {
     world.launch(&id, &config, &world.script("left", "sleep 1000")).await?;
     world.remove_pod(&id).await?;
     ensure!(world.containers().await?.is_empty(), "removing a sandbox removes its containers");
+    Ok(())
+}
+
+async fn ends_a_fork_bomb_beside_a_sibling_that_answers(world: &mut World) -> Outcome {
+    let config = world.pod("bomb");
+    let id = world.run_pod(&config).await?;
+    let sibling = world.launch(&id, &config, &world.script("sibling", "exec sleep 1000")).await?;
+    let bomb = world.launch(&id, &config, &world.script("bomb", BOMB)).await?;
+    world.wrote(&bomb, "forked").await?;
+    let mut runtime = world.cri.runtime.clone();
+    let request = StopContainerRequest { container_id: bomb.clone(), timeout: 1 };
+    let began = Instant::now();
+    let stop = tokio::spawn(async move { runtime.stop_container(request).await });
+    let mut slowest = Duration::ZERO;
+    while !stop.is_finished() {
+        let asked = Instant::now();
+        world.exec(&sibling, &["true"]).await?;
+        slowest = slowest.max(asked.elapsed());
+    }
+    stop.await??;
+    let took = began.elapsed();
+    eprintln!("gone in {took:?}, the slowest command of its sibling took {slowest:?}");
+    ensure!(took < Duration::from_secs(1) + BOMB_LIMIT && slowest < BOMB_LIMIT, "{took:?}, {slowest:?}");
+    ensure_eq!(world.status(&bomb).await?.exit_code, 137);
+    ensure_eq!(world.status(&sibling).await?.state(), ContainerState::ContainerRunning);
     Ok(())
 }
