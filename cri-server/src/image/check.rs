@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, FileType, statat};
 use super::bounds::Bounds;
 use super::layout::Layout;
 use super::manifest::{self, OCI_MANIFEST, Parsed};
-use super::record::{self, LayerRecord, Record};
+use super::record::{self, Headers, LayerRecord, Record};
 use super::store::Store;
 use super::{ImageError, sha256};
 
@@ -163,10 +163,15 @@ fn document_faults(store: &Store, image: &Recorded) -> Vec<(String, String)> {
 /// What is wrong with a layer.
 fn layer_fault(layout: &Layout, layer: &Digest) -> Option<String> {
     let files = layout.layer_files(layer);
-    let record: LayerRecord = match record::read(&files.with_file_name("layer.json")) {
+    let record: LayerRecord = match record::read(&layout.layer_record(layer)) {
         Ok(record) => record,
         Err(error) => return Some(error.to_string()),
     };
+    if let Headers::Kept { bytes, .. } = record.headers
+        && let Some(fault) = headers_fault(&layout.layer_headers(layer), bytes)
+    {
+        return Some(fault);
+    }
     let counted = match count(&files) {
         Ok(counted) => counted,
         Err(error) => return Some(error.to_string()),
@@ -177,6 +182,18 @@ fn layer_fault(layout: &Layout, layer: &Digest) -> Option<String> {
     }
     (counted.bytes != record.size)
         .then(|| format!("its files have {} bytes, and {} were unpacked", counted.bytes, record.size))
+}
+
+/// What is wrong with what is left of a layer's archive, as far as its length tells.
+fn headers_fault(path: &Path, bytes: u64) -> Option<String> {
+    match path.symlink_metadata() {
+        Ok(metadata) if metadata.is_file() && metadata.len() == bytes => None,
+        Ok(metadata) if metadata.is_file() => {
+            Some(format!("its tar headers have {} bytes, and {bytes} were kept", metadata.len()))
+        }
+        Ok(_) => Some("its tar headers are no file".to_owned()),
+        Err(error) => Some(format!("its tar headers: {error}")),
+    }
 }
 
 #[derive(Default)]

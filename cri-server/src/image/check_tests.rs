@@ -42,6 +42,11 @@ fn flip(path: &Path) {
     fs::write(path, bytes).unwrap();
 }
 
+fn cut(path: &Path) {
+    let bytes = fs::read(path).unwrap();
+    fs::write(path, &bytes[..bytes.len() - 1]).unwrap();
+}
+
 async fn repair(store: &TestStore, id: &str) -> Result<Arc<Image>, ImageError> {
     store.images.repair(id, Arc::new(Progress::new(id.to_owned()))).await
 }
@@ -55,7 +60,7 @@ fn is_whole(image: &Image) {
 
 type Damage = fn(&Place);
 
-const KINDS: [(&str, Damage, &str); 11] = [
+const KINDS: [(&str, Damage, &str); 13] = [
     ("a config with another byte", |at| flip(&at.document("config.json")), "config"),
     ("a config that is gone", |at| fs::remove_file(at.document("config.json")).unwrap(), "config"),
     ("a manifest with another byte", |at| flip(&at.document("manifest.json")), "manifest"),
@@ -65,6 +70,8 @@ const KINDS: [(&str, Damage, &str); 11] = [
     ("a file that is gone", |at| fs::remove_file(at.layer(1).join("fs/tmp/x")).unwrap(), "layer"),
     ("a file too many", |at| fs::write(at.layer(1).join("fs/tmp/y"), "").unwrap(), "layer"),
     ("a layer's record with another byte", |at| flip(&at.layer(0).join("layer.json")), "layer"),
+    ("tar headers that are cut off", |at| cut(&at.layer(0).join("tar-headers")), "layer"),
+    ("tar headers that are gone", |at| fs::remove_file(at.layer(1).join("tar-headers")).unwrap(), "layer"),
     ("a layer that is gone", |at| fs::remove_dir_all(at.layer(0)).unwrap(), "layer"),
     (
         "a fix-up layer without its directory",

@@ -338,6 +338,7 @@ fn unpack(
     limits: &Limits,
 ) -> Result<Unpacked, ImageError> {
     let stage = Stage::new(store.clone())?;
+    let headers = Some(stage.headers()?);
     let failed = |error: LayerError| match error {
         LayerError::Limit { limit, max } => {
             ImageError::archive(shown(name), format!("exceeds the limit {} = {max}", limit_key(limit)))
@@ -350,10 +351,10 @@ fn unpack(
         .strip_prefix(BLOBS)
         .map(|rest| if rest.starts_with("sha512/") { Algorithm::Sha512 } else { Algorithm::Sha256 });
     let (unpacked, blob) = match algorithm {
-        None => (cove_layer::unpack(source, compression, &stage.files(), limits), None),
+        None => (cove_layer::unpack(source, compression, &stage.files(), headers, limits), None),
         Some(algorithm) => {
             let mut source = HashingReader::new(source, algorithm);
-            let unpacked = cove_layer::unpack(&mut source, compression, &stage.files(), limits);
+            let unpacked = cove_layer::unpack(&mut source, compression, &stage.files(), headers, limits);
             if unpacked.as_ref().is_err_and(|error| errno(error).is_none()) {
                 // A member that is not the one it is named for is the better reason.
                 let wrong =

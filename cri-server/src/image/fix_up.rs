@@ -15,7 +15,7 @@ use cove_path::{PathError, Tree};
 use rustix::fs::{Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use super::record::{self, LayerRecord};
+use super::record::{self, Headers, LayerRecord};
 use super::stage::{Stage, StagedLayer};
 use super::store::Store;
 use super::{ImageError, sha256};
@@ -62,7 +62,8 @@ pub(super) fn make(
     let stage = Stage::new(store.clone())?;
     let inodes = build(&levels, &wanted, &Tree::open(&stage.files()).map_err(failed)?).map_err(failed)?;
     let (below, implicit) = (Some(inodes), Vec::new());
-    let record = LayerRecord { size: 0, inodes, is_opaque: false, implicit, blob: None, below };
+    let headers = Headers::Ours;
+    let record = LayerRecord { size: 0, inodes, is_opaque: false, implicit, blob: None, below, headers };
     stage.finish(key(id), &record).map(Some)
 }
 

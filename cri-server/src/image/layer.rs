@@ -15,14 +15,14 @@ use tokio::sync::oneshot;
 use super::ImageError;
 use super::manifest::Layer;
 use super::progress::{LayerProgress, LayerState};
-use super::record::LayerRecord;
+use super::record::{Headers, LayerRecord};
 use super::registry::Registry;
 use super::stage::{Stage, StagedLayer};
 use super::store::Store;
 use super::stream::{self, Feed, Source};
 
-/// A layer's directory, the root of its files, and its record.
-const OWN_INODES: u64 = 3;
+/// A layer's directory, the root of its files, its record, and what is kept of its archive.
+const OWN_INODES: u64 = 4;
 
 /// What the thread that unpacks found.
 enum Fault {
@@ -128,7 +128,8 @@ fn unpack(
 ) -> Result<StagedLayer, Fault> {
     let stage = Stage::new(store).map_err(Fault::Store)?;
     let mut blob = HashingReader::new(source, layer.blob.digest.algorithm());
-    let unpacked = cove_layer::unpack(&mut blob, layer.compression, &stage.files(), limits);
+    let headers = stage.headers().map_err(Fault::Store)?;
+    let unpacked = cove_layer::unpack(&mut blob, layer.compression, &stage.files(), Some(headers), limits);
     if let Err(LayerError::Source(_)) = unpacked {
         return Err(Fault::CutOff);
     }
@@ -152,6 +153,7 @@ pub(super) fn errno(error: &LayerError) -> Option<rustix::io::Errno> {
     match error {
         LayerError::Write { errno, .. } => Some(*errno),
         LayerError::Parent { source, .. } | LayerError::Target(source) => source.errno(),
+        LayerError::Headers(source) => rustix::io::Errno::from_io_error(source),
         _ => None,
     }
 }
@@ -165,6 +167,11 @@ pub(super) fn record(unpacked: &Unpacked, blob: Option<&Digest>) -> LayerRecord 
         implicit: unpacked.implicit.iter().map(|path| STANDARD.encode(path.as_os_str().as_bytes())).collect(),
         blob: blob.map(Digest::to_string),
         below: (!unpacked.replaced).then_some(unpacked.inodes),
+        headers: match unpacked.headers {
+            _ if unpacked.replaced => Headers::Lost,
+            Some(bytes) => Headers::Kept { bytes, archive: unpacked.archive },
+            None => Headers::Unknown,
+        },
     }
 }
 

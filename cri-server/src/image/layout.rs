@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! layers/DIFF-ID/fs          files of a layer; layers/DIFF-ID/layer.json what they take
+//! layers/DIFF-ID/tar-headers what is left of its archive without its files: with them it is made again
 //! records/IMAGE-ID.json      one image
 //! documents/IMAGE-ID/        its config and its manifest, byte for byte
 //! tmp/N                      layers that are being unpacked
@@ -23,6 +24,11 @@ use super::record::{self, LayerRecord};
 
 /// Nobody but root looks at the files of images: they hold setuid programs.
 const MODE: u32 = 0o700;
+
+/// Beside the files of a layer: what they take.
+pub(super) const RECORD: &str = "layer.json";
+/// Beside the files of a layer: what is left of its archive.
+pub(super) const HEADERS: &str = "tar-headers";
 
 /// Of an image's documents.
 const CONFIG: &str = "config.json";
@@ -128,6 +134,16 @@ impl Layout {
         self.layer(diff_id).join("fs")
     }
 
+    /// What is left of a layer's archive beside its files.
+    pub(super) fn layer_headers(&self, diff_id: &Digest) -> PathBuf {
+        self.layer(diff_id).join(HEADERS)
+    }
+
+    /// The record of a layer.
+    pub(super) fn layer_record(&self, diff_id: &Digest) -> PathBuf {
+        self.layer(diff_id).join(RECORD)
+    }
+
     /// Every layer that lies there with a readable record. What is not readable counts as absent and is kept until a pull
     /// replaces it.
     pub(super) fn find_layers(&self) -> Result<Vec<(Digest, LayerRecord)>, ImageError> {
@@ -226,14 +242,21 @@ impl Layout {
     }
 
     /// Gives a layer whose record was damaged, and whose files containers run from, the record of a staged, synced one of the
-    /// same content. Its own files stay.
+    /// same content, and what is left of its archive. Its own files stay.
     pub(super) fn publish_record(&self, stage: &Path, diff_id: &Digest) -> Result<(), ImageError> {
-        let target = self.layer(diff_id).join("layer.json");
-        // A directory in its place could not be replaced by a file.
-        self.discard(&target)?;
-        fs::rename(stage.join("layer.json"), &target)
-            .map_err(|error| ImageError::store("publish record", &target, error))?;
-        record::sync_parent(&target)?;
+        // The record last: it says what else there is.
+        for name in [HEADERS, RECORD] {
+            let (new, target) = (stage.join(name), self.layer(diff_id).join(name));
+            // A directory in its place could not be replaced by a file.
+            self.discard(&target)?;
+            match fs::rename(&new, &target) {
+                Err(error) if name == HEADERS && error.kind() == io::ErrorKind::NotFound => {}
+                renamed => {
+                    renamed.map_err(|error| ImageError::store("publish record", &target, error))?;
+                }
+            }
+            record::sync_parent(&target)?;
+        }
         self.discard(stage)
     }
 
@@ -292,7 +315,7 @@ pub(super) fn diff_id(name: &str) -> Option<Digest> {
 
 /// What the layer in `directory` takes; an error says that it is not whole.
 pub(super) fn read_layer(directory: &Path) -> Result<LayerRecord, String> {
-    let layer = record::read(&directory.join("layer.json")).map_err(|error| error.to_string())?;
+    let layer = record::read(&directory.join(RECORD)).map_err(|error| error.to_string())?;
     match directory.join("fs").symlink_metadata() {
         Ok(metadata) if metadata.is_dir() => Ok(layer),
         Ok(_) => Err("its files are no directory".to_owned()),

@@ -64,6 +64,39 @@ pub(super) struct LayerRecord {
     /// How many inodes lie below its root, and that its files have `size` bytes in all; `None`: nobody knows.
     #[serde(default)]
     pub(super) below: Option<u64>,
+    /// What is left of its archive beside its files.
+    #[serde(default)]
+    pub(super) headers: Headers,
+}
+
+impl LayerRecord {
+    /// Bytes of its files and of what is kept beside them.
+    pub(super) fn taken(&self) -> u64 {
+        match self.headers {
+            Headers::Kept { bytes, .. } => self.size.saturating_add(bytes),
+            Headers::Unknown | Headers::Ours | Headers::Lost => self.size,
+        }
+    }
+}
+
+/// Whether a layer's archive can be made again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Headers {
+    /// It was unpacked by a version that kept nothing.
+    #[default]
+    Unknown,
+    /// There was no archive: Cove made the layer itself.
+    Ours,
+    /// No: an entry took the place of an earlier one, whose content is gone.
+    Lost,
+    /// Yes, by what lies beside its files.
+    Kept {
+        /// Bytes of that.
+        bytes: u64,
+        /// Bytes of the archive.
+        archive: u64,
+    },
 }
 
 /// Writes a record and syncs it: on return it survives a power loss.

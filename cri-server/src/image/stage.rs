@@ -1,5 +1,6 @@
 //! A layer on its way into the store: a directory in `tmp` that becomes visible by one rename, or goes to the trash.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,7 +10,8 @@ use cove_layer::Digest;
 
 use super::ImageError;
 use super::background::Job;
-use super::record::{self, LayerRecord};
+use super::layout::{HEADERS, RECORD};
+use super::record::{self, Headers, LayerRecord};
 use super::store::{KEEP_LAYERS, LayerEntry, Store};
 
 /// A directory that a layer is being unpacked into. Dropped, it goes to the trash.
@@ -31,14 +33,25 @@ impl Stage {
         self.directory.as_deref().unwrap_or(Path::new("")).join("fs")
     }
 
+    /// A new file for what is left of the archive beside its files.
+    pub(super) fn headers(&self) -> Result<File, ImageError> {
+        let path = self.directory.as_deref().unwrap_or(Path::new("")).join(HEADERS);
+        File::create_new(&path).map_err(|error| ImageError::store("create", path, error))
+    }
+
     /// The layer is whole and verified.
     pub(super) fn finish(mut self, diff_id: Digest, layer: &LayerRecord) -> Result<StagedLayer, ImageError> {
         let directory = self.directory.as_deref().unwrap_or(Path::new(""));
-        record::write_unsynced(&directory.join("layer.json"), layer)?;
+        if layer.headers == Headers::Lost {
+            // Of no use, then.
+            let path = directory.join(HEADERS);
+            std::fs::remove_file(&path).map_err(|error| ImageError::store("remove", path, error))?;
+        }
+        record::write_unsynced(&directory.join(RECORD), layer)?;
         let kept = self.directory.take().map(|directory| Kept {
             diff_id: diff_id.clone(),
             directory,
-            size: layer.size,
+            size: layer.taken(),
             inodes: layer.inodes,
             is_opaque: layer.is_opaque,
             blob: layer.blob.as_ref().and_then(|blob| blob.parse().ok()),

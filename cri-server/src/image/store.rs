@@ -26,7 +26,7 @@ pub(super) const KEEP_LAYERS: Duration = Duration::from_secs(3600);
 /// What one layer takes.
 #[derive(Debug, Clone)]
 pub(super) struct LayerEntry {
-    /// Bytes of its files.
+    /// Bytes of its files and of what is kept beside them.
     pub(super) size: u64,
     /// Its inodes.
     pub(super) inodes: u64,
@@ -175,7 +175,7 @@ impl Store {
 fn load(layout: &Layout, pinned: &Pinned) -> Result<Index, ImageError> {
     let kept_until = Instant::now().checked_add(KEEP_LAYERS);
     let entry = |layer: LayerRecord| LayerEntry {
-        size: layer.size,
+        size: layer.taken(),
         inodes: layer.inodes,
         is_opaque: layer.is_opaque,
         blob: layer.blob.and_then(|blob| blob.parse().ok()),

@@ -78,6 +78,9 @@ pub enum LayerError {
         /// Which part, and why.
         source: PathError,
     },
+    /// What is kept of the archive beside its files could not be written.
+    #[error("write the layer's tar headers: {0}")]
+    Headers(#[source] io::Error),
     /// The directory to unpack into cannot be used.
     #[error("unpack target: {0}")]
     Target(#[source] PathError),

@@ -6,6 +6,9 @@
 //! size has a limit in [`Limits`]. It knows no registry and no image, never syncs, and never makes a layer visible:
 //! that is for its caller, after it has compared [`Unpacked::diff_id`].
 //!
+//! What is left of the archive when its files are taken out can be kept beside them: with it [`rebuild`] gives the archive again,
+//! byte for byte, which is also how damage within a file is found.
+//!
 //! [`Archive`] reads what carries images and not files: a tar whose members are layers and documents. It makes nothing.
 //!
 //! [`fix_up`] then looks at all layers of an image together, for the directories that no entry named.
@@ -16,7 +19,9 @@ mod compression;
 mod digest;
 mod error;
 mod fix_up;
+mod headers;
 mod limits;
+mod rebuild;
 mod stream;
 mod tar;
 mod tree;
@@ -28,4 +33,5 @@ pub use digest::{Algorithm, Digest, DigestError, Hasher, HashingReader};
 pub use error::{Fault, LayerError, Name};
 pub use fix_up::{Stacked, fix_up};
 pub use limits::Limits;
+pub use rebuild::{RebuildError, Rebuilt, rebuild};
 pub use unpack::{Unpacked, unpack};

@@ -1,10 +1,13 @@
 //! The uncompressed bytes of a layer: buffered, hashed, counted, bounded.
 
+use std::fs::File;
 use std::io::Read;
+use std::path::Path;
 use std::rc::Rc;
 
 use crate::compression::{Compression, Decoder, Meter};
 use crate::digest::{Algorithm, Digest, Hasher};
+use crate::headers::HeadersWriter;
 use crate::{LayerError, Limits};
 
 /// Uncompressed bytes held at once; also the largest write to a file.
@@ -24,6 +27,17 @@ pub(crate) struct Stream<R: Read> {
     produced: u64,
     /// Uncompressed bytes that were consumed.
     offset: u64,
+    /// Keeps what is consumed and is no file's content.
+    headers: Option<HeadersWriter>,
+}
+
+/// What a stream was.
+pub(crate) struct Finished {
+    pub(crate) diff_id: Digest,
+    /// Its uncompressed bytes.
+    pub(crate) size: u64,
+    /// Bytes of what was kept of it, where that was asked for.
+    pub(crate) headers: Option<u64>,
 }
 
 impl<R: Read> Stream<R> {
@@ -41,12 +55,18 @@ impl<R: Read> Stream<R> {
             is_hashed: true,
             produced: 0,
             offset: 0,
+            headers: None,
         })
     }
 
     /// The same for an archive that has no diff ID: what it carries has digests of its own.
     pub(crate) fn unhashed(self) -> Self {
         Self { is_hashed: false, ..self }
+    }
+
+    /// Keeps in `file` what is consumed other than by [`Stream::consume_content`].
+    pub(crate) fn keeping(self, file: File) -> Result<Self, LayerError> {
+        Ok(Self { headers: Some(HeadersWriter::new(file).map_err(LayerError::Headers)?), ..self })
     }
 
     /// How many uncompressed bytes lie behind.
@@ -64,6 +84,22 @@ impl<R: Read> Stream<R> {
 
     /// Goes on by `count` of the bytes that [`Stream::fill`] gave.
     pub(crate) fn consume(&mut self, count: usize) {
+        let count = count.min(self.end - self.start);
+        if let Some(headers) = &mut self.headers {
+            headers.bytes(self.buffer.get(self.start..self.start + count).unwrap_or_default());
+        }
+        self.consume_content(count);
+    }
+
+    /// The next `size` bytes are the content of a file.
+    pub(crate) fn content(&mut self, path: &Path, size: u64) {
+        if let Some(headers) = &mut self.headers {
+            headers.content(path, size);
+        }
+    }
+
+    /// [`Stream::consume`] for what [`Stream::content`] announced.
+    pub(crate) fn consume_content(&mut self, count: usize) {
         let count = count.min(self.end - self.start);
         self.start += count;
         self.offset = self.offset.saturating_add(as_u64(count));
@@ -101,15 +137,17 @@ impl<R: Read> Stream<R> {
         Ok(true)
     }
 
-    /// Reads to the end, so that all of it is hashed and the source is read out; gives the diff ID.
-    pub(crate) fn finish(mut self) -> Result<Digest, LayerError> {
+    /// Reads to the end, so that all of it is hashed and the source is read out.
+    pub(crate) fn finish(mut self) -> Result<Finished, LayerError> {
         loop {
             let available = self.fill()?.len();
             if available == 0 {
-                return Ok(self.hasher.finish());
+                break;
             }
             self.consume(available);
         }
+        let headers = self.headers.map(HeadersWriter::finish).transpose().map_err(LayerError::Headers)?;
+        Ok(Finished { diff_id: self.hasher.finish(), size: self.produced, headers })
     }
 
     fn read_more(&mut self) -> Result<(), LayerError> {
@@ -127,6 +165,9 @@ impl<R: Read> Stream<R> {
             self.hasher.update(self.buffer.get(..count).unwrap_or_default());
         }
         self.produced = self.produced.saturating_add(as_u64(count));
+        if let Some(headers) = &mut self.headers {
+            headers.check().map_err(LayerError::Headers)?;
+        }
         self.check()
     }
 

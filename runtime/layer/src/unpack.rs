@@ -1,5 +1,6 @@
 //! The one way in.
 
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -30,14 +31,19 @@ pub struct Unpacked {
     /// root-owned, 0755. Their metadata is that of the lower layer which names them.
     pub implicit: Vec<PathBuf>,
     /// An entry took the place of an earlier one, so that [`Unpacked::size`] and [`Unpacked::inodes`] count what is not
-    /// there any more.
+    /// there any more, and the archive cannot be made again.
     pub replaced: bool,
+    /// Bytes of the uncompressed tar.
+    pub archive: u64,
+    /// Bytes of what was kept for [`crate::rebuild`]; `None`: nothing was.
+    pub headers: Option<u64>,
 }
 
 /// Unpacks a layer below `target`, an existing empty directory that only we can write. Blocks; holds less than 1 MiB,
 /// and a zstd frame's window of up to 128 MiB. The source is read to its end. Nothing is synced.
 ///
-/// The owner and mode of `target` change if the archive has an entry for its root.
+/// The owner and mode of `target` change if the archive has an entry for its root. `headers`, an empty file, gets what
+/// [`crate::rebuild`] needs beside the files: at most as much as the archive has.
 ///
 /// # Errors
 /// [`LayerError`]; `target` then holds a part of the layer, which its caller removes.
@@ -45,6 +51,7 @@ pub fn unpack(
     source: impl Read,
     compression: Compression,
     target: &Path,
+    headers: Option<File>,
     limits: &Limits,
 ) -> Result<Unpacked, LayerError> {
     let root = Root::open(target).map_err(LayerError::Target)?;
@@ -52,16 +59,20 @@ pub fn unpack(
     if !tree.list(Path::new(".")).map_err(LayerError::Target)?.is_empty() {
         return Err(LayerError::TargetNotEmpty);
     }
-    let mut reader = Reader::new(Stream::new(source, compression, limits)?, limits);
+    let mut stream = Stream::new(source, compression, limits)?;
+    if let Some(headers) = headers {
+        stream = stream.keeping(headers)?;
+    }
+    let mut reader = Reader::new(stream, limits);
     let mut writer = Writer::new(root, limits)?;
     while let Some(entry) = reader.next()? {
         writer.place(&entry, &mut reader)?;
     }
     let entries = reader.entries();
-    let diff_id = reader.finish()?;
+    let stream = reader.finish()?;
     let tally = writer.finish()?;
     Ok(Unpacked {
-        diff_id,
+        diff_id: stream.diff_id,
         size: tally.size,
         entries,
         inodes: tally.inodes,
@@ -69,5 +80,7 @@ pub fn unpack(
         opaque_root: tally.opaque_root,
         implicit: tally.implicit,
         replaced: tally.replaced,
+        archive: stream.size,
+        headers: stream.headers,
     })
 }

@@ -1,9 +1,9 @@
 //! Entry after entry from a stream.
 
 use std::io::Read;
+use std::path::Path;
 
-use crate::digest::Digest;
-use crate::stream::{Stream, as_u64};
+use crate::stream::{Finished, Stream, as_u64};
 use crate::tar::entry::{Entry, Extensions, Kind};
 use crate::tar::header::{BLOCK, Header};
 use crate::tar::pax::{Pax, Trouble};
@@ -17,6 +17,8 @@ pub(crate) struct Reader<'a, R: Read> {
     limits: &'a Limits,
     /// Content of the current entry that was not taken yet.
     body: u64,
+    /// It becomes a file's content, so that it need not be kept a second time.
+    is_placed: bool,
     /// Zeros after the content, up to the next block.
     padding: u64,
     entries: u64,
@@ -24,7 +26,7 @@ pub(crate) struct Reader<'a, R: Read> {
 
 impl<'a, R: Read> Reader<'a, R> {
     pub(crate) fn new(stream: Stream<R>, limits: &'a Limits) -> Self {
-        Self { stream, limits, body: 0, padding: 0, entries: 0 }
+        Self { stream, limits, body: 0, is_placed: false, padding: 0, entries: 0 }
     }
 
     pub(crate) fn entries(&self) -> u64 {
@@ -53,6 +55,14 @@ impl<'a, R: Read> Reader<'a, R> {
         }
     }
 
+    /// The current entry's content is taken whole, and becomes that of the file at `path`.
+    pub(crate) fn place(&mut self, path: &Path) {
+        if self.body > 0 {
+            self.stream.content(path, self.body);
+            self.is_placed = true;
+        }
+    }
+
     /// The next bytes of the current entry's content; none when all were taken.
     pub(crate) fn body(&mut self) -> Result<&[u8], LayerError> {
         if self.body == 0 {
@@ -69,12 +79,16 @@ impl<'a, R: Read> Reader<'a, R> {
 
     /// Takes bytes that [`Reader::body`] gave.
     pub(crate) fn take(&mut self, count: usize) {
-        self.stream.consume(count);
+        if self.is_placed {
+            self.stream.consume_content(count);
+        } else {
+            self.stream.consume(count);
+        }
         self.body = self.body.saturating_sub(as_u64(count));
     }
 
-    /// After the last entry: reads the rest, which means nothing, and gives the diff ID.
-    pub(crate) fn finish(self) -> Result<Digest, LayerError> {
+    /// After the last entry: reads the rest, which means nothing.
+    pub(crate) fn finish(self) -> Result<Finished, LayerError> {
         self.stream.finish()
     }
 
@@ -82,6 +96,7 @@ impl<'a, R: Read> Reader<'a, R> {
         let offset = self.stream.offset();
         let whole = self.stream.skip(self.body)? && self.stream.skip(self.padding)?;
         self.body = 0;
+        self.is_placed = false;
         self.padding = 0;
         if whole { Ok(()) } else { Err(LayerError::Header { offset, fault: Fault::Truncated }) }
     }

@@ -147,6 +147,7 @@ impl<'a> Writer<'a> {
         let leaf = &entry.path.leaf;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = self.make(entry, "make file", |dir| openat(dir, leaf, flags, PRIVATE_FILE))?;
+        reader.place(&entry.path.full());
         loop {
             let chunk = reader.body()?;
             if chunk.is_empty() {

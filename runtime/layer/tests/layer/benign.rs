@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use crate::place::{Picture, Place, picture};
 
 /// A tree with all that an image has in it.
-fn plant(at: &Path) {
+pub(crate) fn plant(at: &Path) {
     let long = "a-directory-with-a-name-of-some-length/".repeat(4);
     fs::create_dir_all(at.join("etc/deep/er")).unwrap();
     fs::create_dir_all(at.join(&long)).unwrap();
@@ -45,7 +45,7 @@ fn seconds(mut picture: Picture) -> Picture {
     picture
 }
 
-fn gnu_tar(tree: &Path, options: &[&str]) -> Vec<u8> {
+pub(crate) fn gnu_tar(tree: &Path, options: &[&str]) -> Vec<u8> {
     let tar = Command::new("tar")
         .args(["-c", "--numeric-owner", "-C"])
         .arg(tree)

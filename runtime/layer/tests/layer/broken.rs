@@ -298,6 +298,6 @@ fn a_target_in_use() {
     let place = Place::new();
     std::fs::write(place.target().join("x"), "").unwrap();
     assert!(matches!(place.unpack(&Archive::new().end()), Err(LayerError::TargetNotEmpty)));
-    let missing = unpack(&b""[..], Compression::None, &place.target().join("none"), &Limits::default());
+    let missing = unpack(&b""[..], Compression::None, &place.target().join("none"), None, &Limits::default());
     assert!(matches!(missing, Err(LayerError::Target(_))));
 }

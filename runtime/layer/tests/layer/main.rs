@@ -11,3 +11,4 @@ mod fixed;
 mod overlay;
 mod place;
 mod random;
+mod rebuild;

@@ -1,7 +1,7 @@
 //! A target with a canary beside it, and a picture of a tree to compare.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
@@ -107,7 +107,13 @@ impl Place {
         compression: Compression,
         limits: &Limits,
     ) -> Result<Unpacked, LayerError> {
-        confined(self.host.path(), || unpack(source, compression, Path::new("/target"), limits))
+        confined(self.host.path(), || unpack(source, compression, Path::new("/target"), None, limits))
+    }
+
+    /// Keeps in `headers` what is left of the archive.
+    pub(crate) fn unpack_keeping(&self, archive: &[u8], headers: File) -> Result<Unpacked, LayerError> {
+        let (target, limits) = (Path::new("/target"), Limits::default());
+        confined(self.host.path(), || unpack(archive, Compression::Detect, target, Some(headers), &limits))
     }
 
     /// Nothing beside the target was made, changed or removed.
