@@ -32,6 +32,7 @@ mod store;
 mod stream;
 
 use std::error::Error;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -57,7 +58,8 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("cove: {error}");
+            // Not by eprintln, which panics where nobody reads.
+            let _unwritten = writeln!(std::io::stderr(), "cove: {error}");
             ExitCode::FAILURE
         }
     }

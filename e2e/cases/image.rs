@@ -39,7 +39,7 @@ async fn remove(world: &mut World, image: &str) -> Outcome {
     Ok(())
 }
 
-fn small(text: &str) -> Outcome<image::Image> {
+pub(crate) fn small(text: &str) -> Outcome<image::Image> {
     image::build(vec![Layer::new().file("text", 0o644, text)], json!({"Cmd": ["/text"]}))
 }
 

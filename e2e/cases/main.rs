@@ -36,6 +36,7 @@ mod ending;
 mod escape;
 mod events;
 mod exec;
+mod exhausted;
 mod hostile;
 mod image;
 mod image_command;
@@ -77,6 +78,7 @@ fn main() {
         ("label", label::CASES),
         ("ending", ending::CASES),
         ("exec", exec::CASES),
+        ("exhausted", exhausted::CASES),
         ("stream", stream::CASES),
         ("stream_protocol", stream_protocol::CASES),
         ("stream_websocket", stream_websocket::CASES),

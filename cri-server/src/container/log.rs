@@ -49,6 +49,10 @@ pub fn open(directory: &Path, relative: &Path) -> Result<OwnedFd, Error> {
     if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
         return Err(system("open log")(io::Error::other("it is not a regular file")));
     }
+    // Whoever may link files into this directory must not choose what we append to.
+    if stat.st_nlink > 1 {
+        return Err(system("open log")(io::Error::other("the file has another name elsewhere")));
+    }
     Ok(log)
 }
 
@@ -92,7 +96,11 @@ mod tests {
         fs::create_dir(&logs).unwrap();
         symlink(&target, logs.join("link.log")).unwrap();
         fs::create_dir(logs.join("dir.log")).unwrap();
-        for bad in ["link.log", "dir.log", "../target", "/etc/passwd", "", "a/..", ".."] {
+        fs::hard_link(&target, logs.join("hard.log")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, logs.join("pipe.log"), Mode::RUSR).unwrap();
+        for bad in
+            ["link.log", "dir.log", "hard.log", "pipe.log", "../target", "/etc/passwd", "", "a/..", ".."]
+        {
             assert!(open(&logs, Path::new(bad)).is_err(), "{bad}");
         }
         assert_eq!(fs::read_to_string(&target).unwrap(), "kept");
