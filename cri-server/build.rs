@@ -15,6 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .build_transport(false)
         .bytes(".cove.images.v1.ImportRequest")
+        .bytes(".cove.images.v1.ExportPiece")
         .skip_debug(["cove.images.v1.PullRequest"])
         .compile_fds(own)?;
     Ok(())

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use cove_e2e::archive::{self, Member};
+use cove_e2e::daemon::Place;
 use cove_e2e::image::{self, Layer};
 use cove_e2e::random::Random;
 use cove_e2e::server::{Answer, Asked, Server};
@@ -25,6 +26,8 @@ cases!(
     shows_the_pulls_of_a_kubelet,
     draws_bars_on_a_terminal,
     checks_the_store_and_mends_it,
+    exports_what_others_and_it_read,
+    exports_nothing_that_is_damaged,
 );
 
 /// The name that a layout gives its image.
@@ -402,6 +405,106 @@ async fn checks_the_store_and_mends_it(world: &mut World) -> Outcome {
     works(world, &["check", "--repair"], b"")?;
     ensure_eq!(fs::metadata(&file)?.len(), 5 << 20);
     ensure_eq!(works(world, &["check"], b"")?.0, "");
+
+    // One bit, which no length tells.
+    flip(&file)?;
+    ensure_eq!(works(world, &["check"], b"")?.0, "");
+    let output = run(world, &["check", "--content"], b"")?;
+    let found = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.code() == Some(1), "{}", output.status);
+    ensure!(found.contains(&made.id) && found.contains(&reference) && found.contains("damaged"), "{found}");
+    works(world, &["check", "--content", "--repair"], b"")?;
+    ensure_eq!(works(world, &["check", "--content"], b"")?.0, "");
+    works(world, &["rm", &reference], b"")?;
+    is_tidy(world)
+}
+
+/// Flips one bit in the middle of a file.
+fn flip(file: &Path) -> Outcome {
+    let mut bytes = fs::read(file)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    Ok(fs::write(file, bytes)?)
+}
+
+/// A command of a store that is empty, and has no daemon.
+fn elsewhere(world: &World, arguments: &[&str]) -> Outcome<Output> {
+    let place = world.place.as_ref().ok_or("no place")?;
+    let directory = world.directory.join("elsewhere");
+    let other = Place { root: directory.join("root"), state: directory.join("state"), ..place.clone() };
+    fs::create_dir_all(&other.root)?;
+    fs::write(other.config_file(), other.config())?;
+    let mut command = Command::new(place.programs.join("cove"));
+    Ok(command.arg("--config").arg(other.config_file()).arg("image").args(arguments).output()?)
+}
+
+fn skopeo(arguments: &[&str]) -> Outcome<Vec<u8>> {
+    let output = Command::new("skopeo").arg("--insecure-policy").args(arguments).output()?;
+    ensure!(output.status.success(), "skopeo {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(output.stdout)
+}
+
+async fn exports_what_others_and_it_read(world: &mut World) -> Outcome {
+    let (name, target) = (world.image.clone(), world.directory.join("image.tar"));
+    let file = target.to_string_lossy().into_owned();
+    let (out, err) = works(world, &["export", &name, "-o", &file], b"")?;
+    let id = out.split(' ').next().ok_or("no id")?.to_owned();
+    ensure_eq!(out, format!("{id} {name}\n"));
+    ensure!(err.contains(", done\n"), "no progress: {err}");
+    // The same to standard output, where what is said goes to the other.
+    let piped = run(world, &["export", &id], b"")?;
+    ensure!(piped.status.success() && piped.stdout == fs::read(&target)?, "{}", piped.status);
+    ensure!(String::from_utf8_lossy(&piped.stderr).contains(&format!("{id} {name}\n")), "no id is told");
+
+    // By skopeo, which computes every digest, in both of its forms.
+    let layout = world.directory.join("layout").to_string_lossy().into_owned();
+    let inspected = skopeo(&["inspect", "--config", "--raw", &format!("oci-archive:{file}:{name}")])?;
+    ensure_eq!(image::digest(&inspected), id);
+    skopeo(&["copy", "-q", &format!("oci-archive:{file}:{name}"), &format!("oci:{layout}:again")])?;
+    skopeo(&["copy", "-q", &format!("docker-archive:{file}:{name}"), &format!("oci:{layout}:docker")])?;
+
+    // By another store of ours; from there it comes out as it went in.
+    let imported = elsewhere(world, &["import", &file])?;
+    ensure!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
+    ensure_eq!(String::from_utf8(imported.stdout)?, format!("{id} {name}\n"));
+    let again = elsewhere(world, &["export", &name])?;
+    ensure!(again.status.success() && again.stdout == fs::read(&target)?, "{}", again.status);
+
+    // Whoever reads only a part ends it, and keeps nothing.
+    let mut child =
+        command(world, &["export", &name])?.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let mut stdout = child.stdout.take().ok_or("no standard output")?;
+    stdout.read_exact(&mut [0; 1000])?;
+    child.kill()?;
+    child.wait()?;
+    let output = run(world, &["export", "e2e/nothing:1"], b"")?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(1) && text.contains("is not present"), "{text}");
+    is_tidy(world)
+}
+
+async fn exports_nothing_that_is_damaged(world: &mut World) -> Outcome {
+    let made = two_layers("exported")?;
+    let reference = world.registry.push("e2e/exported", "1", &made)?;
+    world.pull(&reference).await?;
+    let layers = world.place.as_ref().ok_or("no place")?.root.join("images/layers");
+    let diff_id = image::digest(&Layer::new().file("big", 0o644, noise(5 << 20)).tar());
+    let big = layers.join(&diff_id["sha256:".len()..]).join("fs/big");
+    flip(&big)?;
+    let place = world.directory.join("exported");
+    fs::create_dir(&place)?;
+    let file = place.join("image.tar");
+    fs::write(&file, "what was there")?;
+    let output = run(world, &["export", &reference, "-o", &file.to_string_lossy()], b"")?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure_eq!(output.status.code(), Some(1));
+    ensure!(text.contains(&diff_id) && text.contains("cove check --content --repair"), "{text}");
+    ensure_eq!(fs::read_to_string(&file)?, "what was there");
+    ensure_eq!(fs::read_dir(&place)?.count(), 1);
+    works(world, &["check", "--content", "--repair"], b"")?;
+    works(world, &["export", &reference, "-o", &file.to_string_lossy()], b"")?;
+    ensure!(fs::metadata(&file)?.len() > 5 << 20, "the archive is too small");
+    ensure_eq!(fs::read_dir(&place)?.count(), 1);
     works(world, &["rm", &reference], b"")?;
     is_tidy(world)
 }

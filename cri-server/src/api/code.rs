@@ -148,7 +148,8 @@ fn of_image(error: &ImageError) -> Code {
         | ImageError::Layer { .. }
         | ImageError::Archive { .. }
         | ImageError::ArchiveLayer { .. }
-        | ImageError::Damaged { .. } => Code::FailedPrecondition,
+        | ImageError::Damaged { .. }
+        | ImageError::Export { .. } => Code::FailedPrecondition,
         ImageError::Store { source, .. } => of_io(source),
     }
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _, stream};
+use hyper::body::Bytes;
 use tokio::io::DuplexStream;
+use tokio::sync::mpsc::Receiver;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Span;
@@ -16,7 +18,7 @@ use super::own as wire;
 use super::own::images_server::{Images as Service, ImagesServer};
 use super::server::MAX_MESSAGE;
 use crate::error::Error;
-use crate::image::{Auth, Choices, Image, ImageError, Images, Progress};
+use crate::image::{Auth, Checked, Choices, Image, ImageError, Images, Progress};
 
 /// How often progress is told: as often as a person can follow.
 const TICK: Duration = Duration::from_millis(150);
@@ -43,24 +45,65 @@ pub(crate) async fn serve_images(
     Server::builder().add_service(service(images)).serve_with_incoming(incoming).await
 }
 
-type Events = Pin<Box<dyn Stream<Item = Result<wire::Event, Status>> + Send>>;
-type Work = Pin<Box<dyn Future<Output = Result<Vec<Arc<Image>>, ImageError>> + Send>>;
+/// The most images of one export.
+const MAX_EXPORTED: usize = 1024;
 
-/// Progress again and again, then what came of the work. Dropped, it ends the work.
-fn events(progress: Arc<Progress>, work: Work) -> Events {
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type Events = Answers<wire::Event>;
+type Work<T = Vec<Arc<Image>>> = Pin<Box<dyn Future<Output = Result<T, ImageError>> + Send>>;
+
+/// Progress again and again, then what came of the work. Dropped, it ends the work. `event` makes an answer of either.
+fn answers<T: Send + 'static, E: Send + 'static>(
+    progress: Arc<Progress>,
+    work: Work<T>,
+    event: fn(wire::Progress, Option<T>) -> E,
+) -> Answers<E> {
     let begin = Some((progress, work, tokio::time::interval(TICK)));
-    Box::pin(stream::unfold(begin, |state| async move {
+    Box::pin(stream::unfold(begin, move |state| async move {
         let (progress, mut work, mut tick) = state?;
         tokio::select! {
             done = &mut work => {
-                let event = done.map(|images| own::finished(&progress, &images));
+                let event = done.map(|done| event(own::progress(&progress), Some(done)));
                 Some((event.map_err(|error| Status::from(Error::from(error))), None))
             }
             _ = tick.tick() => {
-                let event = wire::Event { progress: Some(own::progress(&progress)), finished: None };
-                Some((Ok(event), Some((progress, work, tick))))
+                Some((Ok(event(own::progress(&progress), None)), Some((progress, work, tick))))
             }
         }
+    }))
+}
+
+/// The same for work that ends with images.
+fn events(progress: Arc<Progress>, work: Work) -> Events {
+    answers(progress, work, event)
+}
+
+fn event(progress: wire::Progress, images: Option<Vec<Arc<Image>>>) -> wire::Event {
+    wire::Event { progress: Some(progress), finished: images.map(|images| own::finished(&images)) }
+}
+
+/// An archive as it comes, progress between its pieces, and what came of the work at the end. Dropped, it ends the work.
+fn pieces(progress: Arc<Progress>, pieces: Receiver<Bytes>, work: Work) -> Answers<wire::ExportPiece> {
+    let begin = Some((progress, pieces, work, tokio::time::interval(TICK)));
+    Box::pin(stream::unfold(begin, |state| async move {
+        let (progress, mut pieces, work, mut tick) = state?;
+        let piece = wire::ExportPiece::default();
+        let next = tokio::select! {
+            next = pieces.recv() => next,
+            _ = tick.tick() => {
+                let piece = wire::ExportPiece { progress: Some(own::progress(&progress)), ..piece };
+                return Some((Ok(piece), Some((progress, pieces, work, tick))));
+            }
+        };
+        if let Some(data) = next {
+            return Some((Ok(wire::ExportPiece { data, ..piece }), Some((progress, pieces, work, tick))));
+        }
+        let piece = work.await.map(|images| wire::ExportPiece {
+            progress: Some(own::progress(&progress)),
+            finished: Some(own::finished(&images)),
+            ..piece
+        });
+        Some((piece.map_err(|error| Status::from(Error::from(error))), None))
     }))
 }
 
@@ -69,6 +112,8 @@ impl Service for OwnImages {
     type PullStream = Events;
     type ImportStream = Events;
     type RepairStream = Events;
+    type CheckStream = Answers<wire::CheckEvent>;
+    type ExportStream = Answers<wire::ExportPiece>;
 
     async fn list(&self, _: Request<wire::ListRequest>) -> Result<Response<wire::ListResponse>, Status> {
         let images = self.images.list(None).iter().map(|image| own::image(image)).collect();
@@ -101,7 +146,7 @@ impl Service for OwnImages {
             done = &mut work => {
                 let progress = Progress::new(String::new());
                 let images = done.map_err(Error::from)?;
-                let event = Ok(own::finished(&progress, &images));
+                let event = Ok(event(own::progress(&progress), Some(images)));
                 Ok(Response::new(Box::pin(stream::once(async { event }))))
             }
             Ok(progress) = watched => Ok(Response::new(events(progress, work))),
@@ -139,20 +184,51 @@ impl Service for OwnImages {
         Ok(Response::new(events(progress, work)))
     }
 
-    async fn check(&self, _: Request<wire::CheckRequest>) -> Result<Response<wire::CheckResponse>, Status> {
-        let findings = self.images.check().await.map_err(Error::from)?;
-        Ok(Response::new(wire::CheckResponse { findings: findings.into_iter().map(own::finding).collect() }))
+    async fn export(
+        &self,
+        request: Request<wire::ExportRequest>,
+    ) -> Result<Response<Self::ExportStream>, Status> {
+        let references = request.into_inner().references;
+        if references.is_empty() || references.len() > MAX_EXPORTED {
+            let reason = format!("must be 1 to {MAX_EXPORTED}");
+            return Err(Error::invalid("references", reason).into());
+        }
+        let references = references.into_iter().map(|text| own::reference("references", text));
+        let references = references.collect::<Result<Vec<_>, _>>()?;
+        if let [one] = &references[..] {
+            Span::current().record("image", one);
+        }
+        let progress = Arc::new(Progress::new("export".to_owned()));
+        let (archive, work) = self.images.export(references, progress.clone());
+        Ok(Response::new(pieces(progress, archive, Box::pin(work))))
+    }
+
+    async fn check(
+        &self,
+        request: Request<wire::CheckRequest>,
+    ) -> Result<Response<Self::CheckStream>, Status> {
+        let content = request.into_inner().content;
+        let progress = Arc::new(Progress::new("check".to_owned()));
+        let (images, watched) = (self.images.clone(), progress.clone());
+        let work: Work<Checked> = Box::pin(async move { images.check(content, watched).await });
+        let event = |progress, checked: Option<Checked>| wire::CheckEvent {
+            progress: Some(progress),
+            checked: checked.map(own::checked),
+        };
+        Ok(Response::new(answers(progress, work, event)))
     }
 
     async fn repair(
         &self,
         request: Request<wire::RepairRequest>,
     ) -> Result<Response<Self::RepairStream>, Status> {
-        let id = own::reference("id", request.into_inner().id)?;
+        let wire::RepairRequest { id, content } = request.into_inner();
+        let id = own::reference("id", id)?;
         Span::current().record("image", &id);
         let progress = Arc::new(Progress::new(id.clone()));
         let (images, watched) = (self.images.clone(), progress.clone());
-        let work = Box::pin(async move { images.repair(&id, watched).await.map(|image| vec![image]) });
+        let work =
+            Box::pin(async move { images.repair(&id, content, watched).await.map(|image| vec![image]) });
         Ok(Response::new(events(progress, work)))
     }
 }

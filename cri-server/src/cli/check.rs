@@ -8,8 +8,8 @@ use std::path::Path;
 use clap::Args;
 
 use super::connect::{self, Connected};
-use super::image::{show, told};
-use crate::api::own::{CheckRequest, Finding, RepairRequest};
+use super::image::{Bars, ENDED, show, told};
+use crate::api::own::{CheckRequest, Checked, Finding, RepairRequest};
 use crate::config::Config;
 
 /// What to do with what is found.
@@ -18,6 +18,9 @@ pub(crate) struct Check {
     /// Pull damaged images again, without credentials; what was there stays until what replaces it is whole
     #[arg(long)]
     repair: bool,
+    /// Read every file, too, and compare each layer with its digest: finds a bit that flipped, and takes as long as the disk
+    #[arg(long)]
+    content: bool,
 }
 
 pub(super) fn run(check: &Check, option: Option<&Path>) -> Result<(), Box<dyn Error>> {
@@ -25,11 +28,12 @@ pub(super) fn run(check: &Check, option: Option<&Path>) -> Result<(), Box<dyn Er
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let mut connected = connect::connect(&config).await?;
-        let mut findings = find(&mut connected).await?;
+        let Checked { mut findings, unknown } = find(&mut connected, check.content).await?;
+        std::io::stderr().write_all(lines(&unknown).as_bytes())?;
         std::io::stdout().write_all(lines(&findings).as_bytes())?;
         if check.repair && !findings.is_empty() {
-            repair(&mut connected, &findings).await?;
-            findings = find(&mut connected).await?;
+            repair(&mut connected, &findings, check.content).await?;
+            findings = find(&mut connected, check.content).await?.findings;
             if !findings.is_empty() {
                 std::io::stdout().write_all(format!("still:\n{}", lines(&findings)).as_bytes())?;
             }
@@ -37,21 +41,39 @@ pub(super) fn run(check: &Check, option: Option<&Path>) -> Result<(), Box<dyn Er
         match findings.len() {
             0 => Ok(()),
             count if check.repair => Err(format!("{count} faults are left").into()),
-            count => Err(format!("{count} faults; `cove check --repair` pulls these images again").into()),
+            count => {
+                let how = if check.content { "cove check --content --repair" } else { "cove check --repair" };
+                Err(format!("{count} faults; `{how}` pulls these images again").into())
+            }
         }
     })
 }
 
-async fn find(connected: &mut Connected) -> Result<Vec<Finding>, Box<dyn Error>> {
-    Ok(connected.images.check(CheckRequest {}).await.map_err(told)?.into_inner().findings)
+async fn find(connected: &mut Connected, content: bool) -> Result<Checked, Box<dyn Error>> {
+    let mut events = connected.images.check(CheckRequest { content }).await.map_err(told)?.into_inner();
+    let mut bars = Bars::new();
+    while let Some(event) = events.message().await.map_err(told)? {
+        if let Some(progress) = event.progress {
+            bars.show(&progress)?;
+        }
+        if let Some(checked) = event.checked {
+            return Ok(checked);
+        }
+    }
+    Err(ENDED.into())
 }
 
 /// Each damaged image once. One that cannot be mended keeps none of the others from it.
-async fn repair(connected: &mut Connected, findings: &[Finding]) -> Result<(), Box<dyn Error>> {
+async fn repair(
+    connected: &mut Connected,
+    findings: &[Finding],
+    content: bool,
+) -> Result<(), Box<dyn Error>> {
     let mut ids: Vec<&String> = findings.iter().map(|one| &one.image).filter(|id| !id.is_empty()).collect();
     ids.dedup();
     for id in ids {
-        let events = connected.images.repair(RepairRequest { id: id.clone() }).await.map_err(told)?;
+        let request = RepairRequest { id: id.clone(), content };
+        let events = connected.images.repair(request).await.map_err(told)?;
         if let Err(error) = show(events.into_inner()).await {
             eprintln!("cove: {id}: {error}");
         }

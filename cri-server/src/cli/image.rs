@@ -3,6 +3,7 @@
 mod archive;
 mod bars;
 mod list;
+mod output;
 
 use std::error::Error;
 use std::io::{BufRead as _, Write as _};
@@ -12,9 +13,10 @@ use clap::{Args, Subcommand};
 use tonic::{Status, Streaming};
 
 use super::connect::{self, Connected};
-use crate::api::own::{Event, Image, PullRequest, RemoveRequest};
+use crate::api::own::{Event, ExportRequest, Image, PullRequest, RemoveRequest};
 use crate::config::Config;
-use bars::Bars;
+pub(in crate::cli) use bars::Bars;
+use output::Output;
 
 /// What to do with images.
 #[derive(Debug, Subcommand)]
@@ -35,6 +37,8 @@ pub(crate) enum Action {
     },
     /// Take in the images of an archive: of `docker save`, or an OCI image layout
     Import(Import),
+    /// Write images as an archive: an OCI image layout that `docker load` takes, too; layers are not compressed
+    Export(Export),
 }
 
 /// What is pulled, and as whom.
@@ -63,6 +67,17 @@ pub(crate) struct Import {
     name: Option<String>,
 }
 
+/// What is exported, and where to.
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// Names, digests or ids; an image goes out with the names that are given here, or with all if none is
+    #[arg(required = true)]
+    images: Vec<String>,
+    /// A file, which is replaced once the archive is whole, or - for standard output, which is the default
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
 pub(super) fn run(action: &Action, option: Option<&Path>) -> Result<(), Box<dyn Error>> {
     let config = Config::load(option)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -74,6 +89,7 @@ pub(super) fn run(action: &Action, option: Option<&Path>) -> Result<(), Box<dyn 
             Action::Pull(pull) => pull_one(&mut connected, pull).await,
             Action::Rm { images } => remove(&mut connected, images).await,
             Action::Import(import) => import_one(&mut connected, import).await,
+            Action::Export(export) => export_all(&mut connected, export).await,
         }
     })
 }
@@ -122,6 +138,32 @@ async fn import_one(connected: &mut Connected, import: &Import) -> Result<(), Bo
     }
 }
 
+async fn export_all(connected: &mut Connected, export: &Export) -> Result<(), Box<dyn Error>> {
+    let mut output = Output::open(export.output.as_deref())?;
+    let request = ExportRequest { references: export.images.clone() };
+    let mut pieces = connected.images.export(request).await.map_err(told)?.into_inner();
+    let mut bars = Bars::new();
+    while let Some(piece) = pieces.message().await.map_err(told)? {
+        output.write(&piece.data)?;
+        if let Some(progress) = piece.progress {
+            bars.show(&progress)?;
+        }
+        if let Some(finished) = piece.finished {
+            let names: String = finished.images.iter().map(line).collect();
+            // Standard output has the archive.
+            return if output.finish()? {
+                print(&names)
+            } else {
+                Ok(std::io::stderr().write_all(names.as_bytes())?)
+            };
+        }
+    }
+    Err(ENDED.into())
+}
+
+/// What is said of an answer without an end.
+pub(super) const ENDED: &str = "the daemon ended before the work was done";
+
 /// Shows progress while there is some, then the images.
 pub(super) async fn show(mut events: Streaming<Event>) -> Result<(), Box<dyn Error>> {
     let mut bars = Bars::new();
@@ -134,7 +176,7 @@ pub(super) async fn show(mut events: Streaming<Event>) -> Result<(), Box<dyn Err
             return print(&names);
         }
     }
-    Err("the daemon ended before the work was done".into())
+    Err(ENDED.into())
 }
 
 /// Id and names of an image.

@@ -35,7 +35,7 @@ pub(crate) enum Command {
     Config(config::Action),
     /// Look for damage in the image store, and mend it by pulling again
     Check(check::Check),
-    /// List, pull, import and remove images
+    /// List, pull, import, export and remove images
     #[command(subcommand)]
     Image(image::Action),
     /// Show how pods are attached to the network

@@ -1,15 +1,18 @@
 //! Looks whether what lies on disk is what the records say: documents by their digests, layers by how many inodes and bytes
-//! they have. Content of files is not read. Changes nothing. For a thread that may wait.
+//! they have; and, if asked for, by their content. Changes nothing. For a thread that may wait.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use cove_layer::Digest;
 use cove_path::{PathError, Tree};
 use rustix::fs::{AtFlags, FileType, statat};
 
 use super::bounds::Bounds;
+use super::content::{self, Content, Reader};
 use super::layout::Layout;
+use super::lease::Pins;
 use super::manifest::{self, OCI_MANIFEST, Parsed};
 use super::record::{self, Headers, LayerRecord, Record};
 use super::store::Store;
@@ -28,6 +31,15 @@ pub struct Finding {
     pub reason: String,
 }
 
+/// What a look through the store tells.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// What is damaged.
+    pub findings: Vec<Finding>,
+    /// Layers whose content cannot be compared, which no pull would change.
+    pub unknown: Vec<Finding>,
+}
+
 /// An image as its record has it, listed or not.
 #[derive(Debug, Clone)]
 pub(super) struct Recorded {
@@ -37,13 +49,30 @@ pub(super) struct Recorded {
     pub(super) layers: Vec<Digest>,
 }
 
-/// Everything that is damaged.
-pub(super) fn check(store: &Store) -> Vec<Finding> {
+impl Recorded {
+    /// The layer that Cove made on top of its own.
+    fn fix_up(&self) -> Option<Digest> {
+        self.record.fix_up.as_ref()?.parse().ok()
+    }
+}
+
+/// Everything that is damaged. With a `reader` the files of layers are read, too.
+pub(super) fn check(store: &Arc<Store>, reader: Option<&Reader<'_>>) -> Checked {
     let (recorded, mut findings) = recorded(store);
     let known: BTreeSet<Digest> = store.index().layers.keys().cloned().collect();
     let needed: BTreeSet<Digest> = recorded.iter().flat_map(|image| image.layers.iter().cloned()).collect();
-    let damaged: BTreeMap<&Digest, String> =
-        known.union(&needed).filter_map(|layer| Some((layer, layer_fault(&store.layout, layer)?))).collect();
+    let fix_ups: HashSet<Digest> = recorded.iter().filter_map(Recorded::fix_up).collect();
+    let (mut damaged, mut unknown) = (BTreeMap::new(), BTreeMap::new());
+    for layer in known.union(&needed) {
+        // Of an older version's layer that no image needs nobody knows whether it had an archive.
+        let has_archive = needed.contains(layer) && !fix_ups.contains(layer);
+        match look(store, layer, reader.filter(|_| has_archive)) {
+            Content::Same => {}
+            Content::Damaged(reason) => drop(damaged.insert(layer, reason)),
+            Content::Unknown(reason) => drop(unknown.insert(layer, reason)),
+        }
+    }
+    let mut beyond = Vec::new();
     for image in &recorded {
         let finding = |part: String, reason: String| Finding {
             image: image.id.to_string(),
@@ -55,8 +84,11 @@ pub(super) fn check(store: &Store) -> Vec<Finding> {
             .extend(document_faults(store, image).into_iter().map(|(part, reason)| finding(part, reason)));
         let mut seen = HashSet::new();
         let layers = image.layers.iter().filter(|layer| seen.insert(*layer));
-        let faulty = layers.filter_map(|layer| Some((layer, damaged.get(layer)?)));
-        findings.extend(faulty.map(|(layer, reason)| finding(format!("layer {layer}"), reason.clone())));
+        for layer in layers {
+            let told = |reason: &String| finding(format!("layer {layer}"), reason.clone());
+            findings.extend(damaged.get(layer).map(told));
+            beyond.extend(unknown.get(layer).map(told));
+        }
     }
     for (layer, reason) in damaged {
         // It may have been collected while it was looked at.
@@ -70,16 +102,36 @@ pub(super) fn check(store: &Store) -> Vec<Finding> {
         ids.contains(&finding.image) && finding.image.parse().is_ok_and(|id| !is_known(store, &id))
     };
     findings.retain(|finding| !is_removed(finding));
-    findings
+    beyond.retain(|finding| !is_removed(finding));
+    Checked { findings, unknown: beyond }
+}
+
+/// Looks at one layer. It is kept while its files are read.
+fn look(store: &Arc<Store>, layer: &Digest, reader: Option<&Reader<'_>>) -> Content {
+    let _pin = reader.map(|_| Pins::new(store.clone(), std::slice::from_ref(layer)));
+    match (layer_fault(&store.layout, layer), reader) {
+        (Some(fault), _) => Content::Damaged(fault),
+        (None, Some(reader)) => content::look(store, layer, reader),
+        (None, None) => Content::Same,
+    }
 }
 
 /// One image, and which of its layers are damaged.
-pub(super) fn damaged(store: &Store, id: &Digest) -> Result<(Recorded, HashSet<Digest>), ImageError> {
+pub(super) fn damaged(
+    store: &Arc<Store>,
+    id: &Digest,
+    reader: Option<&Reader<'_>>,
+) -> Result<(Recorded, HashSet<Digest>), ImageError> {
     let (recorded, _) = recorded(store);
     let image = recorded.into_iter().find(|image| image.id == *id);
     let image = image.ok_or_else(|| ImageError::NotFound { reference: id.to_string() })?;
-    let is_damaged = |layer: &&Digest| layer_fault(&store.layout, layer).is_some();
-    let damaged = image.layers.iter().filter(is_damaged).cloned().collect();
+    let fix_up = image.fix_up();
+    let is_damaged = |layer: &&Digest| {
+        let reader = reader.filter(|_| Some(*layer) != fix_up.as_ref());
+        matches!(look(store, layer, reader), Content::Damaged(_))
+    };
+    let distinct: BTreeSet<&Digest> = image.layers.iter().collect();
+    let damaged = distinct.into_iter().filter(is_damaged).cloned().collect();
     Ok((image, damaged))
 }
 

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::record::{self, Headers, LayerRecord};
 use super::testing::{Fault, Pushed, TestRegistry, TestStore, layer};
-use super::{Image, ImageError, Progress};
+use super::{Checked, Finding, Image, ImageError, Progress};
 
 /// With a directory that the upper layer does not name, so that there is a fix-up layer.
 fn layers() -> [Vec<u8>; 2] {
@@ -47,8 +48,17 @@ fn cut(path: &Path) {
     fs::write(path, &bytes[..bytes.len() - 1]).unwrap();
 }
 
+async fn check(store: &TestStore, content: bool) -> Checked {
+    store.images.check(content, Arc::new(Progress::new(String::new()))).await.unwrap()
+}
+
+/// By the quick look.
+async fn quick(store: &TestStore) -> Vec<Finding> {
+    check(store, false).await.findings
+}
+
 async fn repair(store: &TestStore, id: &str) -> Result<Arc<Image>, ImageError> {
-    store.images.repair(id, Arc::new(Progress::new(id.to_owned()))).await
+    store.images.repair(id, false, Arc::new(Progress::new(id.to_owned()))).await
 }
 
 fn is_whole(image: &Image) {
@@ -89,21 +99,86 @@ async fn every_damage_is_found_and_mended_by_pulling_again() {
         let directory = tempfile::tempdir().unwrap();
         let store = TestStore::open(directory.path());
         store.images.pull(&registry.reference("app:v1"), None).await.unwrap();
-        assert_eq!(store.images.check().await.unwrap(), [], "nothing is damaged yet");
+        assert_eq!(quick(&store).await, [], "nothing is damaged yet");
         let place = Place { images: directory.path().join("images"), pushed: pushed.clone() };
         damage(&place);
-        let findings = store.images.check().await.unwrap();
+        let findings = quick(&store).await;
         assert_eq!(findings.len(), 1, "{what}: {findings:?}");
         assert!(findings[0].image == id && findings[0].part.starts_with(part), "{what}: {findings:?}");
         assert_eq!(store.images.list(None).len(), 1, "{what}: a look changes nothing");
 
         is_whole(&repair(&store, &id).await.unwrap());
-        assert_eq!(store.images.check().await.unwrap(), [], "{what}: mended");
+        assert_eq!(quick(&store).await, [], "{what}: mended");
         is_whole(&store.images.status(&registry.reference("app:v1")).unwrap());
         drop(store);
         let store = TestStore::open(directory.path());
         is_whole(&store.images.status(&registry.reference("app:v1")).expect("it is there after a restart"));
     }
+}
+
+/// What no look at lengths finds.
+const CONTENT: [(&str, Damage, &str); 4] = [
+    ("a bit of a file", |at| flip(&at.layer(1).join("fs/tmp/x")), "a file of it is damaged"),
+    ("a bit of tar headers", |at| flip(&at.layer(0).join("tar-headers")), "tar headers"),
+    (
+        "two files that changed places",
+        |at| {
+            let (one, other) = (at.layer(1).join("fs/tmp/x"), at.layer(1).join("fs/b"));
+            fs::rename(&one, at.images.join("x")).unwrap();
+            fs::rename(&other, &one).unwrap();
+            fs::rename(at.images.join("x"), &other).unwrap();
+        },
+        "and 5 were unpacked",
+    ),
+    ("an older version", |at| unpacked_before(&at.layer(0)), "an older version"),
+];
+
+/// As if by a version that kept no headers.
+fn unpacked_before(layer: &Path) {
+    let path = layer.join("layer.json");
+    let record: LayerRecord = record::read(&path).unwrap();
+    record::write(&path, &LayerRecord { headers: Headers::Unknown, ..record }).unwrap();
+    fs::remove_file(layer.join("tar-headers")).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_content_is_found_and_mended() {
+    let registry = TestRegistry::start().await;
+    let pushed = registry.push("app", "v1", &layers());
+    let id = pushed.config.to_string();
+    for (what, damage, expected) in CONTENT {
+        let directory = tempfile::tempdir().unwrap();
+        let store = TestStore::open(directory.path());
+        store.images.pull(&registry.reference("app:v1"), None).await.unwrap();
+        assert_eq!(check(&store, true).await, Checked::default(), "nothing is damaged yet");
+        let place = Place { images: directory.path().join("images"), pushed: pushed.clone() };
+        damage(&place);
+        assert_eq!(quick(&store).await, [], "{what}: the quick look does not see it");
+        let Checked { findings, unknown } = check(&store, true).await;
+        assert_eq!((findings.len(), unknown.len()), (1, 0), "{what}: {findings:?}");
+        let layer = pushed.diff_ids.iter().any(|layer| findings[0].part == format!("layer {layer}"));
+        assert!(
+            layer && findings[0].image == id && findings[0].reason.contains(expected),
+            "{what}: {findings:?}"
+        );
+
+        let progress = Arc::new(Progress::new(id.clone()));
+        is_whole(&store.images.repair(&id, true, progress).await.unwrap());
+        assert_eq!(check(&store, true).await, Checked::default(), "{what}: mended");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_compared_is_no_fault() {
+    let (registry, directory) = (TestRegistry::start().await, tempfile::tempdir().unwrap());
+    let store = TestStore::open(directory.path());
+    let pushed = registry.push("app", "v1", &[layer(&[("a", b"one"), ("a", b"two")]), layer(&[("b", b"")])]);
+    store.images.pull(&registry.reference("app:v1"), None).await.unwrap();
+    let Checked { findings, unknown } = check(&store, true).await;
+    assert_eq!(findings, []);
+    assert_eq!(unknown.len(), 1, "{unknown:?}");
+    assert_eq!(unknown[0].part, format!("layer {}", pushed.diff_ids[0]));
+    assert!(unknown[0].reason.contains("names a path twice"), "{unknown:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,10 +192,10 @@ async fn damage_that_is_found_at_a_start_is_mended_too() {
     flip(&place.layer(1).join("layer.json"));
     let store = TestStore::open(directory.path());
     assert!(store.images.list(None).is_empty(), "it lacks a layer");
-    let findings = store.images.check().await.unwrap();
+    let findings = quick(&store).await;
     assert_eq!(findings.len(), 1, "{findings:?}");
     is_whole(&repair(&store, &findings[0].image).await.unwrap());
-    assert_eq!(store.images.check().await.unwrap(), []);
+    assert_eq!(quick(&store).await, []);
     assert_eq!(store.images.list(None)[0].repo_tags, [registry.reference("app:v1")]);
 }
 
@@ -144,7 +219,7 @@ async fn what_cannot_be_mended_stays_as_it_is() {
     let error = repair(&store, &id).await.unwrap_err().to_string();
     assert!(error.contains("answered 404"), "{error}");
     assert_eq!(store.images.list(None).len(), 1, "it is listed as before");
-    assert_eq!(store.images.check().await.unwrap().len(), 1);
+    assert_eq!(quick(&store).await.len(), 1);
     registry.mend();
     is_whole(&repair(&store, &id).await.unwrap());
     store

@@ -121,6 +121,14 @@ pub enum ImageError {
         /// What is damaged, why it stays so, and what to do.
         reason: String,
     },
+    /// An image cannot be written as an archive.
+    #[error("export of image {image}: {reason}")]
+    Export {
+        /// Its id.
+        image: String,
+        /// Which part of it, why, and what to do.
+        reason: String,
+    },
     /// A file of the image store could not be read or written.
     #[error("image store: {doing} {path:?}: {source}")]
     Store {

@@ -16,8 +16,12 @@ mod check_tests;
 mod collect;
 mod commit;
 mod config;
+mod content;
 mod contents;
 mod error;
+mod export;
+#[cfg(test)]
+mod export_tests;
 mod fix_up;
 mod flight;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -53,6 +57,7 @@ mod transport;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cove_layer::{Algorithm, Digest, Limits};
@@ -60,7 +65,7 @@ use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use hyper::body::Bytes;
 
 pub use bounds::Bounds;
-pub use check::Finding;
+pub use check::{Checked, Finding};
 pub use error::ImageError;
 use flight::Flights;
 pub use import::Choices;
@@ -73,6 +78,7 @@ use reference::Reference;
 use registry::{Manner, Patience, Ranges, Registry};
 pub use secret::Secret;
 use store::Store;
+use tokio::sync::mpsc;
 pub use transport::Proxies;
 use transport::{Settings, Transport};
 
@@ -358,18 +364,50 @@ impl Images {
         imported?
     }
 
-    /// Looks through the whole store for what is damaged. Takes a look at every file of every layer.
-    pub async fn check(&self) -> Result<Vec<Finding>, ImageError> {
+    /// Writes images as an archive that other tools read, too. Its bytes come while the future is waited for; without what the
+    /// future gives they are no whole archive. Dropping the receiver ends it.
+    pub fn export(
+        &self,
+        references: Vec<String>,
+        progress: Arc<Progress>,
+    ) -> (mpsc::Receiver<Bytes>, impl Future<Output = Result<Vec<Arc<Image>>, ImageError>> + Send + use<>)
+    {
+        let (outlet, pieces) = stream::outlet();
         let store = self.shared.store.clone();
-        layer::on_thread("check", move || check::check(&store)).await
+        let working =
+            layer::on_thread("export", move || export::export(&store, &references, outlet, &progress));
+        (pieces, async move { working.await? })
+    }
+
+    /// Looks through the whole store for what is damaged: takes a look at every file of every layer, and with `content` reads
+    /// them all. Ended by dropping the future.
+    pub async fn check(&self, content: bool, progress: Arc<Progress>) -> Result<Checked, ImageError> {
+        let (store, over) = (self.shared.store.clone(), Over::default());
+        let is_over = over.0.clone();
+        let look = move || {
+            let reader = content::Reader { progress: &progress, is_over: &is_over };
+            check::check(&store, content.then_some(&reader))
+        };
+        layer::on_thread("check", look).await
     }
 
     /// Mends a damaged image by pulling it again, without credentials: by the digest that it was pulled by, else by its tag.
-    pub async fn repair(&self, id: &str, progress: Arc<Progress>) -> Result<Arc<Image>, ImageError> {
+    /// `content`: its files are read to find out which layers are damaged.
+    pub async fn repair(
+        &self,
+        id: &str,
+        content: bool,
+        progress: Arc<Progress>,
+    ) -> Result<Arc<Image>, ImageError> {
         let not_found = || ImageError::NotFound { reference: id.to_owned() };
         let digest: Digest = id.parse().map_err(|_| not_found())?;
-        let store = self.shared.store.clone();
-        let (image, damaged) = layer::on_thread("check", move || check::damaged(&store, &digest)).await??;
+        let (store, over) = (self.shared.store.clone(), Over::default());
+        let (is_over, watched) = (over.0.clone(), progress.clone());
+        let look = move || {
+            let reader = content::Reader { progress: &watched, is_over: &is_over };
+            check::damaged(&store, &digest, content.then_some(&reader))
+        };
+        let (image, damaged) = layer::on_thread("check", look).await??;
         let names = image.record.repo_digests.iter().chain(&image.record.repo_tags);
         let Some(name) = names.map(|name| Reference::parse(name)).next() else {
             let reason =
@@ -460,6 +498,16 @@ impl Images {
             used_bytes: catalog.used_bytes,
             inodes_used: catalog.inodes_used,
         }
+    }
+}
+
+/// Tells a thread that nobody waits for it any more.
+#[derive(Debug, Default)]
+struct Over(Arc<AtomicBool>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -10,6 +10,7 @@ use cove_layer::{Compression, Digest};
 use super::ImageError;
 use super::bounds::Bounds;
 use super::manifest::Descriptor;
+pub(super) use oci::member;
 
 /// The document of an OCI image layout that names its images.
 pub(super) const INDEX: &str = "index.json";

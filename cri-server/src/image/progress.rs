@@ -18,6 +18,8 @@ pub enum LayerState {
     Done,
     /// It was there already.
     Present,
+    /// Its files are being read.
+    Reading,
 }
 
 /// One layer, as the registry or the archive has it.
@@ -42,7 +44,7 @@ impl LayerProgress {
 
     /// What is done with it from now on.
     pub(super) fn set(&self, state: LayerState) {
-        if state == LayerState::Arriving {
+        if matches!(state, LayerState::Arriving | LayerState::Reading) {
             self.bytes.store(0, Ordering::Relaxed);
         }
         let number = match state {
@@ -50,6 +52,7 @@ impl LayerProgress {
             LayerState::Arriving => 1,
             LayerState::Done => 2,
             LayerState::Present => 3,
+            LayerState::Reading => 4,
         };
         self.state.store(number, Ordering::Relaxed);
     }
@@ -59,7 +62,8 @@ impl LayerProgress {
             0 => LayerState::Waiting,
             1 => LayerState::Arriving,
             2 => LayerState::Done,
-            _ => LayerState::Present,
+            3 => LayerState::Present,
+            _ => LayerState::Reading,
         };
         let bytes = self.bytes.load(Ordering::Relaxed);
         LayerNow { name: self.name.clone(), size: self.size, bytes, state }

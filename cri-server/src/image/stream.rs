@@ -1,6 +1,7 @@
-//! The bridge from a blob that arrives by async I/O to a thread that reads it: bounded, and cut off when the sender goes.
+//! The bridge from a blob that arrives by async I/O to a thread that reads it, and from a thread that writes an archive to
+//! async I/O: bounded, and cut off when the other side goes.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 
 use hyper::body::Bytes;
 use tokio::sync::mpsc;
@@ -57,6 +58,43 @@ impl Read for Source {
         let count = buffer.len().min(self.current.len());
         buffer[..count].copy_from_slice(&self.current.split_to(count));
         Ok(count)
+    }
+}
+
+/// Bytes of one piece of an archive that goes out.
+const PIECE: usize = 256 * 1024;
+/// How many of them wait: with the one that is being filled and the one that is being sent, 1.5 MiB.
+const OUT: usize = 4;
+
+/// The side of a thread that writes, and may wait. An error once the taker has gone; what is not flushed is lost.
+#[derive(Debug)]
+pub(super) struct Outlet {
+    pieces: mpsc::Sender<Bytes>,
+    piece: Vec<u8>,
+}
+
+/// Both ends of a way out. The async side gets pieces until the thread's side is dropped.
+pub(super) fn outlet() -> (Outlet, mpsc::Receiver<Bytes>) {
+    let (pieces, taken) = mpsc::channel(OUT);
+    (Outlet { pieces, piece: Vec::with_capacity(PIECE) }, taken)
+}
+
+impl Write for Outlet {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = bytes.len().min(PIECE - self.piece.len());
+        self.piece.extend_from_slice(&bytes[..count]);
+        if self.piece.len() == PIECE {
+            self.flush()?;
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.piece.is_empty() {
+            return Ok(());
+        }
+        let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE));
+        self.pieces.blocking_send(piece.into()).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
 

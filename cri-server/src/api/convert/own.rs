@@ -3,7 +3,7 @@
 use super::super::own as wire;
 use super::field::no_control;
 use crate::error::Error;
-use crate::image::{Finding, Image, LayerNow, LayerState, Progress};
+use crate::image::{Checked, Finding, Image, LayerNow, LayerState, Progress};
 
 /// The longest reference: see `convert::image`.
 const MAX_REFERENCE: usize = 1024;
@@ -43,20 +43,22 @@ fn layer(LayerNow { name, size, bytes, state }: LayerNow) -> wire::Layer {
         LayerState::Arriving => wire::LayerState::Arriving,
         LayerState::Done => wire::LayerState::Done,
         LayerState::Present => wire::LayerState::Present,
+        LayerState::Reading => wire::LayerState::Reading,
     };
     wire::Layer { name, size, bytes, state: state.into() }
 }
 
-/// The end: how far it came, and the images.
-pub(in crate::api) fn finished<I: std::ops::Deref<Target = Image>>(
-    at: &Progress,
-    images: &[I],
-) -> wire::Event {
-    let images = images.iter().map(|one| image(one)).collect();
-    wire::Event { progress: Some(progress(at)), finished: Some(wire::Finished { images }) }
+/// The images that came of it.
+pub(in crate::api) fn finished<I: std::ops::Deref<Target = Image>>(images: &[I]) -> wire::Finished {
+    wire::Finished { images: images.iter().map(|one| image(one)).collect() }
 }
 
-/// Something that is damaged.
-pub(in crate::api) fn finding(Finding { image, name, part, reason }: Finding) -> wire::Finding {
+/// What a look through the store tells.
+pub(in crate::api) fn checked(Checked { findings, unknown }: Checked) -> wire::Checked {
+    let all = |list: Vec<Finding>| list.into_iter().map(finding).collect();
+    wire::Checked { findings: all(findings), unknown: all(unknown) }
+}
+
+fn finding(Finding { image, name, part, reason }: Finding) -> wire::Finding {
     wire::Finding { image, name, part, reason }
 }

@@ -16,7 +16,7 @@ const USUAL: (u16, u16) = (24, 80);
 
 /// What was shown last.
 #[derive(Debug)]
-pub(super) struct Bars {
+pub(in crate::cli) struct Bars {
     is_terminal: bool,
     /// How many lines are there to be drawn over.
     drawn: usize,
@@ -25,12 +25,12 @@ pub(super) struct Bars {
 
 impl Bars {
     /// For standard error.
-    pub(super) fn new() -> Self {
+    pub(in crate::cli) fn new() -> Self {
         Self { is_terminal: io::stderr().is_terminal(), drawn: 0, last: None }
     }
 
     /// Shows what is new.
-    pub(super) fn show(&mut self, now: &Progress) -> io::Result<()> {
+    pub(in crate::cli) fn show(&mut self, now: &Progress) -> io::Result<()> {
         let text = if self.is_terminal {
             let size = tcgetwinsize(io::stderr()).map_or(USUAL, |size| (size.ws_row, size.ws_col));
             // Who made the terminal may not have said.
@@ -113,6 +113,7 @@ pub(super) fn state(layer: &Layer) -> &'static str {
         LayerState::Arriving => "arriving",
         LayerState::Done => "done",
         LayerState::Present => "not needed",
+        LayerState::Reading => "reading",
     }
 }
 
@@ -121,7 +122,7 @@ pub(super) fn rate(layer: &Layer, milliseconds: u64, earlier: Option<&Progress>)
     let earlier = earlier?;
     let passed = milliseconds.checked_sub(earlier.milliseconds).filter(|passed| *passed > 0)?;
     let before = earlier.layers.iter().find(|before| before.name == layer.name)?;
-    let is_moving = layer.state() == LayerState::Arriving;
+    let is_moving = matches!(layer.state(), LayerState::Arriving | LayerState::Reading);
     let come = layer.bytes.checked_sub(before.bytes).filter(|_| is_moving)?;
     Some(come.saturating_mul(1000) / passed)
 }

@@ -36,7 +36,7 @@ struct Index {
 }
 
 /// The member that a digest names.
-pub(super) fn member(digest: &Digest) -> String {
+pub(in crate::image) fn member(digest: &Digest) -> String {
     format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
 }
 
