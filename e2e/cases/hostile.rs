@@ -16,6 +16,7 @@ cases!(
     makes_no_device_outside,
     gives_no_file_of_the_host_as_a_stream,
     reads_no_hostile_passwd,
+    reads_accounts_within_bounds,
 );
 
 /// Runs a script in an image with these layers over busybox; refused or not, the canary stays.
@@ -205,6 +206,55 @@ async fn reads_no_hostile_passwd(world: &mut World) -> Outcome {
         let outcome = try_to_run(world, name, layer, json!({"Env": ["PATH=/bin"], "User": user})).await?;
         let error = outcome.err().ok_or(format!("{name} ran"))?;
         ensure!(error.contains(user) || error.contains("/etc/passwd"), "{name}: {error}");
+        ensure!(began.elapsed() < crate::world::SOON, "{name} took {:?}", began.elapsed());
+    }
+    Ok(())
+}
+
+/// E35: accounts that are no files, too long, or too many. A container's memory is 24 MiB here, and whoever reads for it
+/// is within it.
+async fn reads_accounts_within_bounds(world: &mut World) -> Outcome {
+    let line = "app:x:1000:1000:app:/:/bin/sh\n";
+    let lines = |text: String, bytes: usize| text.repeat(bytes / text.len());
+    let comment = format!("# {}\n", "x".repeat(61));
+    let near =
+        |text: &str| format!("{}{text}", lines(comment.clone(), (10 << 20) - text.len() - comment.len()));
+    let groups: String = (1..600_000).map(|n| format!("g:x:{n}:app\n")).collect();
+    let passwd = || Layer::new().file("etc/passwd", 0o644, line);
+    let limit = "10485760";
+    for (name, layer, refused) in [
+        ("passwd-zero", Layer::new().device("etc/passwd", 1, 5), Some("/etc/passwd")),
+        ("passwd-kmsg", Layer::new().symlink("etc/passwd", "/proc/kmsg"), Some("app")),
+        ("passwd-line", Layer::new().file("etc/passwd", 0o644, "x".repeat(64 << 20)), Some(limit)),
+        ("passwd-long", Layer::new().file("etc/passwd", 0o644, near("") + &comment + &comment), Some(limit)),
+        ("group-zero", passwd().device("etc/group", 1, 5), Some("/etc/group")),
+        ("group-line", passwd().file("etc/group", 0o644, "x".repeat(64 << 20)), Some(limit)),
+        (
+            "group-many",
+            passwd().file("etc/group", 0o644, groups.get(..10 << 20).unwrap_or(&groups)),
+            Some("groups, more than"),
+        ),
+        (
+            "full",
+            Layer::new().file("etc/passwd", 0o644, near(line)).file(
+                "etc/group",
+                0o644,
+                near("app:x:1000:\n"),
+            ),
+            None,
+        ),
+    ] {
+        let began = std::time::Instant::now();
+        let config = json!({"Env": ["PATH=/bin"], "User": "app"});
+        let outcome = try_with(world, name, layer, config, |container| {
+            pod::resources(container).memory_limit_in_bytes = 24 << 20;
+        })
+        .await?;
+        match (&outcome, refused) {
+            (Err(error), Some(part)) => ensure!(error.contains(part), "{name}: {part:?} is not in {error}"),
+            (Ok(text), None) => ensure!(text.contains("done"), "{name}: {text}"),
+            other => return Err(format!("{name}: {other:?}").into()),
+        }
         ensure!(began.elapsed() < crate::world::SOON, "{name} took {:?}", began.elapsed());
     }
     Ok(())

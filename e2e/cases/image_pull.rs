@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use cove_e2e::certificate::{self, CURVE, Certificate};
 use cove_e2e::image::{self, Layer};
+use cove_e2e::process::Peak;
 use cove_e2e::registry::{Guard, Registry};
 use cove_e2e::server::{Answer, Asked, Server};
 use cove_e2e::token::Tokens;
@@ -31,27 +32,31 @@ cases!(
 );
 
 /// `alice:secret-of-alice` as bcrypt has it, and as a header has it.
-const USERS: &str = "alice:$2b$04$oSco2iwIDC/gdw59pNX7UO/vYtodYnRyOMktvTm3Rk.01ELXiG1yW\n";
-const BASIC: &str = "YWxpY2U6c2VjcmV0LW9mLWFsaWNl";
-const PASSWORD: &str = "secret-of-alice";
+pub(crate) const USERS: &str = "alice:$2b$04$oSco2iwIDC/gdw59pNX7UO/vYtodYnRyOMktvTm3Rk.01ELXiG1yW\n";
+pub(crate) const BASIC: &str = "YWxpY2U6c2VjcmV0LW9mLWFsaWNl";
+pub(crate) const PASSWORD: &str = "secret-of-alice";
 const REFRESH: &str = "secret-refresh-token";
 
-async fn try_pull(world: &World, reference: &str, auth: Option<AuthConfig>) -> Result<String, tonic::Status> {
+pub(crate) async fn try_pull(
+    world: &World,
+    reference: &str,
+    auth: Option<AuthConfig>,
+) -> Result<String, tonic::Status> {
     let image = Some(ImageSpec { image: reference.into(), ..Default::default() });
     let request = PullImageRequest { image, auth, ..Default::default() };
     Ok(world.cri.clone().images.pull_image(request).await?.into_inner().image_ref)
 }
 
-fn alice() -> AuthConfig {
+pub(crate) fn alice() -> AuthConfig {
     AuthConfig { username: "alice".into(), password: PASSWORD.into(), ..Default::default() }
 }
 
-fn small(text: &str) -> Outcome<image::Image> {
+pub(crate) fn small(text: &str) -> Outcome<image::Image> {
     image::build(vec![Layer::new().file("text", 0o644, text)], json!({}))
 }
 
 /// The daemon starts again with other choices of its administrator.
-async fn configure(world: &mut World, hosts: Option<&Path>, images: &str) -> Outcome {
+pub(crate) async fn configure(world: &mut World, hosts: Option<&Path>, images: &str) -> Outcome {
     let place = world.place.as_mut().ok_or("a case that configures needs a daemon of its own")?;
     place.hosts = hosts.map(Path::to_owned);
     place.images = images.to_owned();
@@ -59,7 +64,7 @@ async fn configure(world: &mut World, hosts: Option<&Path>, images: &str) -> Out
 }
 
 /// Fails if what a pull must not show is in the daemon's log or in one of these texts.
-fn keeps_secrets(world: &World, texts: &[String]) -> Outcome {
+pub(crate) fn keeps_secrets(world: &World, texts: &[String]) -> Outcome {
     let log = fs::read_to_string(world.place.as_ref().ok_or("no log")?.log())?;
     for text in texts.iter().chain([&log]) {
         for secret in [PASSWORD, BASIC, REFRESH, "eyJ0eXAi", "eyJhbGci"] {
@@ -130,7 +135,7 @@ fn content(image: &image::Image, target: &str) -> Option<(Vec<String>, Vec<u8>)>
     Some((Vec::new(), blob.bytes.clone()))
 }
 
-fn whole(image: &image::Image, asked: &Asked) -> Answer {
+pub(crate) fn whole(image: &image::Image, asked: &Asked) -> Answer {
     match content(image, &asked.target) {
         Some((headers, bytes)) => Answer::Whole(200, headers, bytes),
         None => Answer::Whole(404, Vec::new(), Vec::new()),
@@ -205,7 +210,7 @@ fn redirect(to: &str, target: &str) -> Answer {
 }
 
 /// Removes every image, and waits until their layers are gone.
-async fn remove_all(world: &World) -> Outcome {
+pub(crate) async fn remove_all(world: &World) -> Outcome {
     let mut images = world.cri.clone().images;
     for image in images.list_images(ListImagesRequest { filter: None }).await?.into_inner().images {
         let image = Some(ImageSpec { image: image.id, ..Default::default() });
@@ -391,7 +396,7 @@ async fn bounds_a_registry_that_hangs(world: &mut World) -> Outcome {
 }
 
 /// Bytes that do not shrink.
-fn random(count: usize) -> Vec<u8> {
+pub(crate) fn random(count: usize) -> Vec<u8> {
     let mut state = 7_u64;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -489,11 +494,6 @@ async fn holds_documents_in_bounds_of_memory(world: &mut World) -> Outcome {
         }
     })?;
     let pid = world.daemon.as_ref().ok_or("no daemon")?.pid();
-    let memory = |name: &str| -> Outcome<u64> {
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find(|line| line.starts_with(name)).ok_or("no such line")?;
-        Ok(line.split_whitespace().nth(1).ok_or("no number")?.parse()?)
-    };
     for (name, expected) in [
         ("endless", "image_limits.document_bytes = 4194304"),
         ("declared", "image_limits.document_bytes = 4194304"),
@@ -502,12 +502,10 @@ async fn holds_documents_in_bounds_of_memory(world: &mut World) -> Outcome {
         ("old", "Docker's schema 1"),
         ("zipped", "Content-Encoding"),
     ] {
-        // 5 forgets the peak so far (proc(5), clear_refs).
-        fs::write(format!("/proc/{pid}/clear_refs"), "5")?;
-        let before = memory("VmRSS:")?;
+        let peak = Peak::from_now(pid)?;
         let status = try_pull(world, &format!("{}/{name}:1", server.address), None).await.refused()?;
         ensure!(status.message().contains(expected), "{expected:?} is not in {status}");
-        let grown = memory("VmHWM:")?.saturating_sub(before);
+        let grown = peak.grown()?;
         ensure!(grown <= 32 * 1024, "{name}: the daemon grew by {grown} KiB");
     }
     Ok(())

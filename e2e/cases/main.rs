@@ -40,6 +40,9 @@ mod exhausted;
 mod hostile;
 mod image;
 mod image_command;
+mod image_credentials;
+mod image_hostile;
+mod image_limits;
 mod image_pull;
 mod image_volume;
 mod label;
@@ -65,53 +68,59 @@ mod ways;
 
 use libtest_mimic::{Arguments, Trial};
 
+/// The rooms but that of escapes.
+const ROOMS: &[(&str, &[world::Case])] = &[
+    ("sandbox", sandbox::CASES),
+    ("target", target::CASES),
+    ("container", container::CASES),
+    ("seccomp", seccomp::CASES),
+    ("label", label::CASES),
+    ("ending", ending::CASES),
+    ("exec", exec::CASES),
+    ("exhausted", exhausted::CASES),
+    ("stream", stream::CASES),
+    ("stream_protocol", stream_protocol::CASES),
+    ("stream_websocket", stream_websocket::CASES),
+    ("stream_tls", stream_tls::CASES),
+    ("slow_client", slow_client::CASES),
+    ("crictl", crictl::CASES),
+    ("image", image::CASES),
+    ("image_pull", image_pull::CASES),
+    ("image_credentials", image_credentials::CASES),
+    ("image_hostile", image_hostile::CASES),
+    ("image_limits", image_limits::CASES),
+    ("image_command", image_command::CASES),
+    ("network", network::CASES),
+    ("ways", ways::CASES),
+    ("cni", cni::CASES),
+    ("cni_call", cni_call::CASES),
+    ("cni_fault", cni_fault::CASES),
+    ("stats", stats::CASES),
+    ("limits", limits::CASES),
+    ("cgroup", cgroup::CASES),
+    ("sysctl", sysctl::CASES),
+    ("device", device::CASES),
+    ("cdi", cdi::CASES),
+    ("volume", volume::CASES),
+    ("userns", userns::CASES),
+    ("image_volume", image_volume::CASES),
+    ("declared_volume", declared_volume::CASES),
+    ("events", events::CASES),
+    ("lifecycle", lifecycle::CASES),
+    ("restart", restart::CASES),
+    ("audit", audit::CASES),
+    ("bad_input", bad_input::CASES),
+    ("hostile", hostile::CASES),
+    ("demo", demo::CASES),
+    ("tour", tour::CASES),
+];
+
 fn main() {
     let mut arguments = Arguments::from_args();
     // What is left behind is looked for on the whole machine, so cases run one after another.
     arguments.test_threads = Some(1);
     let mut trials: Vec<Trial> = Vec::new();
-    for (room, cases) in [
-        ("sandbox", sandbox::CASES),
-        ("target", target::CASES),
-        ("container", container::CASES),
-        ("seccomp", seccomp::CASES),
-        ("label", label::CASES),
-        ("ending", ending::CASES),
-        ("exec", exec::CASES),
-        ("exhausted", exhausted::CASES),
-        ("stream", stream::CASES),
-        ("stream_protocol", stream_protocol::CASES),
-        ("stream_websocket", stream_websocket::CASES),
-        ("stream_tls", stream_tls::CASES),
-        ("slow_client", slow_client::CASES),
-        ("crictl", crictl::CASES),
-        ("image", image::CASES),
-        ("image_pull", image_pull::CASES),
-        ("image_command", image_command::CASES),
-        ("network", network::CASES),
-        ("ways", ways::CASES),
-        ("cni", cni::CASES),
-        ("cni_call", cni_call::CASES),
-        ("cni_fault", cni_fault::CASES),
-        ("stats", stats::CASES),
-        ("limits", limits::CASES),
-        ("cgroup", cgroup::CASES),
-        ("sysctl", sysctl::CASES),
-        ("device", device::CASES),
-        ("cdi", cdi::CASES),
-        ("volume", volume::CASES),
-        ("userns", userns::CASES),
-        ("image_volume", image_volume::CASES),
-        ("declared_volume", declared_volume::CASES),
-        ("events", events::CASES),
-        ("lifecycle", lifecycle::CASES),
-        ("restart", restart::CASES),
-        ("audit", audit::CASES),
-        ("bad_input", bad_input::CASES),
-        ("hostile", hostile::CASES),
-        ("demo", demo::CASES),
-        ("tour", tour::CASES),
-    ] {
+    for (room, cases) in ROOMS {
         trials.extend(cases.iter().map(|case| {
             Trial::test(format!("{room}::{}", case.name), move || world::run(case).map_err(Into::into))
         }));

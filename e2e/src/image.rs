@@ -107,14 +107,46 @@ impl Layer {
         self.entry(tar::EntryType::Fifo, name, "", mode, &[])
     }
 
+    /// A character device.
+    #[must_use]
+    pub fn device(mut self, name: &str, major: u32, minor: u32) -> Self {
+        self = self.entry(tar::EntryType::Char, name, "", 0o666, &[]);
+        self.edit(|header| {
+            // Numbers of this size fit their fields.
+            let _ = header.set_device_major(major);
+            let _ = header.set_device_minor(minor);
+        })
+    }
+
+    /// A PAX header (pax(1)) for the entry that is added next.
+    #[must_use]
+    pub fn pax(self, records: &[(&str, &[u8])]) -> Self {
+        let content: Vec<u8> = records.iter().flat_map(|(key, value)| record(key, value)).collect();
+        self.entry(tar::EntryType::XHeader, "pax", "", 0o644, &content)
+    }
+
+    /// A header that promises `size` bytes, as the field for it has them, and nothing after it.
+    #[must_use]
+    pub fn claim(self, kind: u8, name: &str, size: &[u8; 12]) -> Self {
+        self.entry(tar::EntryType::new(kind), name, "", 0o644, &[])
+            .edit(|header| header.as_mut_bytes()[124..136].copy_from_slice(size))
+    }
+
     /// Gives the entry that was added last to a user and a group.
     #[must_use]
-    pub fn owner(mut self, uid: u64, gid: u64) -> Self {
+    pub fn owner(self, uid: u64, gid: u64) -> Self {
+        self.edit(|header| {
+            header.set_uid(uid);
+            header.set_gid(gid);
+        })
+    }
+
+    /// Changes the header of the entry that was added last.
+    fn edit(mut self, change: impl FnOnce(&mut tar::Header)) -> Self {
         let mut header = tar::Header::new_ustar();
         let raw = &mut self.bytes[self.last..self.last + 512];
         header.as_mut_bytes().copy_from_slice(raw);
-        header.set_uid(uid);
-        header.set_gid(gid);
+        change(&mut header);
         header.set_cksum();
         raw.copy_from_slice(header.as_bytes());
         self
@@ -125,6 +157,16 @@ impl Layer {
         self.bytes.resize(self.bytes.len() + 1024, 0);
         self.bytes
     }
+}
+
+/// One PAX record, whose length counts its own digits.
+fn record(key: &str, value: &[u8]) -> Vec<u8> {
+    let rest = key.len() + value.len() + 3;
+    let mut length = rest + 1;
+    while length != rest + length.to_string().len() {
+        length = rest + length.to_string().len();
+    }
+    [format!("{length} {key}=").as_bytes(), value, b"\n"].concat()
 }
 
 /// An image: blobs and the manifest that names them.
@@ -141,6 +183,49 @@ pub struct Image {
 /// Builds an image of gzip layers. `config` is the `config` object of the OCI image config.
 pub fn build(layers: Vec<Layer>, config: Value) -> Outcome<Image> {
     assemble(Vec::new(), Vec::new(), Vec::new(), layers, config)
+}
+
+/// A layer as it is sent, whatever it holds.
+#[derive(Debug, Clone)]
+pub struct Sent {
+    /// The blob.
+    pub bytes: Vec<u8>,
+    /// How it is compressed, as the end of a media type: `tar+gzip`.
+    pub form: &'static str,
+    /// The digest of what comes out, right or wrong.
+    pub diff_id: String,
+}
+
+/// Builds an image of layers that are ready to be sent.
+pub fn build_of(layers: Vec<Sent>, config: Value) -> Outcome<Image> {
+    let (mut blobs, mut diff_ids, mut descriptors) = (Vec::new(), Vec::new(), Vec::new());
+    for Sent { bytes, form, diff_id } in layers {
+        let blob = Blob::new(bytes);
+        diff_ids.push(diff_id.into());
+        descriptors.push(descriptor(&format!("application/vnd.oci.image.layer.v1.{form}"), &blob));
+        blobs.push(blob);
+    }
+    assemble(blobs, diff_ids, descriptors, Vec::new(), config)
+}
+
+impl Image {
+    /// The same layers with another config, whatever it says.
+    pub fn with_config(&self, config: Vec<u8>) -> Outcome<Self> {
+        let mut image = self.clone();
+        let config = Blob::new(config);
+        let mut manifest: Value = serde_json::from_slice(&image.manifest.bytes)?;
+        manifest["config"] = descriptor("application/vnd.oci.image.config.v1+json", &config);
+        image.manifest = Blob::new(serde_json::to_vec(&manifest)?);
+        image.id.clone_from(&config.digest);
+        image.blobs.pop();
+        image.blobs.push(config);
+        Ok(image)
+    }
+
+    /// Its config.
+    pub fn config(&self) -> Outcome<Value> {
+        Ok(serde_json::from_slice(&self.blobs.last().ok_or("an image without a config")?.bytes)?)
+    }
 }
 
 /// Builds an image of the layers of `base`, which are not compressed again, and of further ones.
@@ -187,6 +272,9 @@ fn assemble(
 
 /// Media type of an OCI manifest.
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// Media type of an OCI index.
+pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// A descriptor of `blob`.
 pub fn descriptor(media_type: &str, blob: &Blob) -> Value {

@@ -21,6 +21,7 @@ pub mod outside;
 pub mod peer;
 pub mod pod;
 pub mod process;
+pub mod proxy;
 pub mod random;
 pub mod registry;
 pub mod residue;

@@ -38,3 +38,36 @@ pub fn shim(sandbox: &str) -> Outcome<i32> {
 pub fn signal(pid: i32, signal: Signal) -> Outcome {
     Ok(kill_process(Pid::from_raw(pid).ok_or("pid 0")?, signal)?)
 }
+
+/// The peak of a process's memory from some moment on.
+#[derive(Debug)]
+pub struct Peak {
+    pid: u32,
+    before: u64,
+}
+
+impl Peak {
+    /// Forgets the peak so far (proc(5), `clear_refs`).
+    pub fn from_now(pid: u32) -> Outcome<Self> {
+        fs::write(format!("/proc/{pid}/clear_refs"), "5")?;
+        Ok(Self { pid, before: kilobytes(pid, "VmRSS:")? })
+    }
+
+    /// By how many KiB the process was larger than at the beginning.
+    pub fn grown(&self) -> Outcome<u64> {
+        Ok(self.highest()?.saturating_sub(self.before))
+    }
+
+    /// The most that it had, in KiB.
+    pub fn highest(&self) -> Outcome<u64> {
+        kilobytes(self.pid, "VmHWM:")
+    }
+}
+
+/// A line of proc_pid_status(5).
+fn kilobytes(pid: u32, name: &str) -> Outcome<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line =
+        status.lines().find_map(|line| line.strip_prefix(name)).ok_or("no such line of /proc/PID/status")?;
+    Ok(line.split_whitespace().next().ok_or("no number")?.parse()?)
+}

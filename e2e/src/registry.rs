@@ -29,7 +29,7 @@ pub struct Guard {
     pub tls: Option<Certificate>,
     /// Clients have a certificate of this authority.
     pub clients: Option<PathBuf>,
-    /// The `auth` line of its configuration.
+    /// Further lines of its configuration: `auth`, `middleware`.
     pub auth: String,
 }
 
@@ -122,11 +122,22 @@ impl Registry {
                 .header("content-type", "application/octet-stream")
                 .send(&blob.bytes[..])?;
         }
+        self.put(name, tag, MANIFEST, &image.manifest.bytes)
+    }
+
+    /// Puts a manifest or an index that names what is there already, and returns its reference.
+    pub fn put(&self, name: &str, tag: &str, media_type: &str, document: &[u8]) -> Outcome<String> {
         ureq::put(format!("http://{}/v2/{name}/manifests/{tag}", self.host))
-            .header("content-type", MANIFEST)
-            .send(&image.manifest.bytes[..])?;
+            .header("content-type", media_type)
+            .send(document)?;
         Ok(format!("{}/{name}:{tag}", self.host))
     }
+}
+
+/// Where a registry that was started in `directory` keeps a blob.
+pub fn blob_file(directory: &Path, digest: &str) -> Outcome<PathBuf> {
+    let hex = digest.strip_prefix("sha256:").ok_or("not a sha256 digest")?;
+    Ok(directory.join("blobs/docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data"))
 }
 
 impl Drop for Registry {

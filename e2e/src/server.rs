@@ -166,7 +166,7 @@ fn head(status: u16, headers: &[String], length: Option<usize>) -> Vec<u8> {
 }
 
 /// One request; `None`: the connection ended before it.
-fn read(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<Asked>> {
+pub(crate) fn read(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<Asked>> {
     let mut asked = Asked::default();
     loop {
         let mut line = String::new();

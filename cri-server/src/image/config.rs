@@ -1,9 +1,10 @@
 //! The config of an image: which layers it has and what it says of its containers. Only called on bytes whose digest was
 //! verified. Labels and annotations are not read: nothing in an image steers Cove (A38).
 
-use std::collections::BTreeMap;
+use std::fmt;
 
 use cove_layer::Digest;
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::ImageConfig;
@@ -46,18 +47,18 @@ struct RootFs {
 struct Container {
     #[serde(deserialize_with = "null_as_default")]
     user: String,
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(deserialize_with = "list")]
     env: Vec<String>,
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(deserialize_with = "list")]
     entrypoint: Vec<String>,
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(deserialize_with = "list")]
     cmd: Vec<String>,
     #[serde(deserialize_with = "null_as_default")]
     working_dir: String,
     #[serde(deserialize_with = "null_as_default")]
     stop_signal: String,
-    #[serde(deserialize_with = "null_as_default")]
-    volumes: BTreeMap<String, serde::de::IgnoredAny>,
+    #[serde(deserialize_with = "keys")]
+    volumes: Vec<String>,
 }
 
 /// Parses a config that must describe `layers` layers for this machine.
@@ -83,7 +84,7 @@ pub(super) fn parse(bytes: &[u8], layers: usize) -> Result<Config, String> {
     let strings =
         [container.env.len(), container.entrypoint.len(), container.cmd.len(), container.volumes.len()];
     if strings.iter().sum::<usize>() > MAX_STRINGS {
-        return Err(format!("has more than {MAX_STRINGS} environment variables, arguments and volumes"));
+        return Err(format!("has {}", too_many()));
     }
     Ok(Config {
         diff_ids: raw.rootfs.diff_ids,
@@ -94,7 +95,7 @@ pub(super) fn parse(bytes: &[u8], layers: usize) -> Result<Config, String> {
             cmd: container.cmd,
             working_dir: container.working_dir,
             stop_signal: container.stop_signal,
-            volumes: container.volumes.into_keys().collect(),
+            volumes: container.volumes,
         },
     })
 }
@@ -104,6 +105,71 @@ fn null_as_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     deserializer: D,
 ) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+fn too_many() -> String {
+    format!("more than {MAX_STRINGS} environment variables, arguments and volumes")
+}
+
+/// Strings, counted while they are read: the longest config that is taken holds a million empty ones, which would take ten
+/// times its size.
+#[derive(Default)]
+struct Strings(Vec<String>);
+
+impl Strings {
+    fn push<E: serde::de::Error>(&mut self, one: String) -> Result<(), E> {
+        if self.0.len() >= MAX_STRINGS {
+            return Err(E::custom(too_many()));
+        }
+        self.0.push(one);
+        Ok(())
+    }
+}
+
+/// A list of strings, or `null`.
+fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    struct List;
+    impl<'de> Visitor<'de> for List {
+        type Value = Vec<String>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of strings or null")
+        }
+        fn visit_unit<E>(self) -> Result<Vec<String>, E> {
+            Ok(Vec::new())
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<Vec<String>, A::Error> {
+            let mut strings = Strings::default();
+            while let Some(one) = from.next_element()? {
+                strings.push::<A::Error>(one)?;
+            }
+            Ok(strings.0)
+        }
+    }
+    deserializer.deserialize_any(List)
+}
+
+/// The keys of a map in order, each once, or `null`.
+fn keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    struct Keys;
+    impl<'de> Visitor<'de> for Keys {
+        type Value = Vec<String>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a map or null")
+        }
+        fn visit_unit<E>(self) -> Result<Vec<String>, E> {
+            Ok(Vec::new())
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Vec<String>, A::Error> {
+            let mut strings = Strings::default();
+            while let Some((key, IgnoredAny)) = from.next_entry()? {
+                strings.push::<A::Error>(key)?;
+            }
+            strings.0.sort_unstable();
+            strings.0.dedup();
+            Ok(strings.0)
+        }
+    }
+    deserializer.deserialize_any(Keys)
 }
 
 fn digests<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Digest>, D::Error> {
@@ -158,6 +224,9 @@ mod tests {
             ("/os", json!("windows"), "windows"),
             ("/config", json!([1]), "no image config"),
             ("/config/Env", json!(vec![""; MAX_STRINGS]), "more than 65536"),
+            ("/config/Cmd", json!(vec![""; MAX_STRINGS + 1]), "more than 65536"),
+            ("/config/Cmd", json!({"0": "a"}), "a list of strings"),
+            ("/config/Volumes", json!(["/a"]), "a map or null"),
         ];
         for (pointer, value, expected) in table {
             let mut changed = document();

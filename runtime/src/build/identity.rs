@@ -42,8 +42,8 @@ enum Id<'a> {
 /// Resolves `user` against the files below `root`.
 pub(super) fn resolve(root: &Root, user: &User) -> Result<Identity, Failure> {
     let (who, group) = split(&user.user)?;
-    let passwd = read(root, "/etc/passwd")?;
-    let account = find_account(&passwd, &who)?;
+    // One of the two files in memory at a time.
+    let account = find_account(&read(root, "/etc/passwd")?, &who)?;
     let uid = match (&who, &account) {
         (Id::Number(uid), _) => *uid,
         (Id::Name(_), Some(account)) => account.uid,
@@ -116,8 +116,9 @@ fn read(root: &Root, path: &str) -> Result<String, Failure> {
         .read_regular(Path::new(path), MAX_FILE)
         .at(STEP, || format!("read the image's {path}"))?
         .unwrap_or_default();
-    // A line that is no UTF-8 is no line that was asked for: names come as UTF-8.
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    // A line that is no UTF-8 is no line that was asked for: names come as UTF-8. What is all UTF-8 is not copied.
+    Ok(String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
 }
 
 #[derive(Debug, PartialEq, Eq)]
