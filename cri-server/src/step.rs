@@ -35,12 +35,25 @@ pub struct Steps {
     progress: Arc<Progress>,
     closing: CancellationToken,
     times: Vec<StepTime>,
+    /// They are what the operation is at, for whoever looks.
+    shown: bool,
 }
 
 impl Steps {
     /// `closing` is set when the object is to be stopped or removed.
     pub fn new(progress: Arc<Progress>, closing: CancellationToken) -> Self {
-        Self { progress, closing, times: Vec::new() }
+        Self { progress, closing, times: Vec::new(), shown: true }
+    }
+
+    /// Steps that go on beside these, which alone are shown: those that can take long are to be these.
+    pub fn beside(&self) -> Self {
+        let (progress, closing) = (Arc::clone(&self.progress), self.closing.clone());
+        Self { progress, closing, times: Vec::new(), shown: false }
+    }
+
+    /// Takes the durations of what went on beside.
+    pub fn join(&mut self, beside: Self) {
+        self.times.extend(beside.times);
     }
 
     /// A step that may be left at any wait: nothing it does goes on after that, or what goes on ends with the shim.
@@ -96,7 +109,9 @@ impl Steps {
         name: &'static str,
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
-        self.progress.enter(name);
+        if self.shown {
+            self.progress.enter(name);
+        }
         let begun = Instant::now();
         let closing = self.closing.clone();
         let operation = self.progress.operation;
@@ -141,6 +156,19 @@ mod tests {
         assert!(matches!(error.cause(), Error::Unavailable("no")));
         let names: Vec<_> = steps.times().iter().map(|time| time.name.as_ref()).collect();
         assert_eq!(names, ["first", "second"]);
+    }
+
+    #[tokio::test]
+    async fn what_goes_on_beside_is_timed_and_not_shown() {
+        let mut steps = steps(&CancellationToken::new());
+        let mut beside = steps.beside();
+        let at = |steps: &Steps| steps.progress.at().0;
+        steps.step("long", async { Ok(()) }).await.unwrap();
+        beside.step("short", async { Ok(()) }).await.unwrap();
+        assert_eq!(at(&steps), "long");
+        steps.join(beside);
+        let names: Vec<_> = steps.times().iter().map(|time| time.name.as_ref()).collect();
+        assert_eq!(names, ["long", "short"]);
     }
 
     #[tokio::test]

@@ -143,7 +143,7 @@ wire_struct! {
     /// Where a process belongs before it may run.
     pub struct CgroupPlace {
         /// cgroup v2: one descriptor, of the directory (clone3 CLONE_INTO_CGROUP). Else v1: descriptors of
-        /// `cgroup.procs`, open for writing, one a hierarchy.
+        /// `tasks` (or `cgroup.procs`), open for writing, one a hierarchy.
         pub unified: bool,
         /// How many descriptors of the message are meant. 0: stay where the shim is.
         pub count: u8,

@@ -306,10 +306,9 @@ async fn commit(
                 id: container.id().to_owned(),
                 step: "commit",
             })?;
-            container.want(move |state| state.steps = times).await;
             // Looked at last: who has left by now is not there to be given it, and it must not be listed.
             let claimed = owner.is_wanted();
-            container.record(ContainerFact::Created { claimed }, "it can be created once").await
+            container.record(ContainerFact::Created { claimed, steps: times }, "it can be created once").await
         })
         .await
 }

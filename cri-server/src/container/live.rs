@@ -20,6 +20,7 @@ use crate::detach::Flight;
 use crate::error::{Error, Kind};
 use crate::events::{Event, Events};
 use crate::shim::ProcessId;
+use crate::step::StepTime;
 use crate::store::{Durability, Stored};
 
 /// The name of a container: that of its sandbox's id, and its own.
@@ -182,6 +183,17 @@ impl Container {
             blocking::run(move || container.state.happened(wish, |state| container.publish(state))).await;
         if let Err(error) = written {
             tracing::warn!(container = self.id(), %error, "what is wanted of the container is not on disk");
+        }
+    }
+
+    /// Keeps how long the steps of its start took, unless it is being removed already.
+    pub async fn note_steps(self: &Arc<Self>, times: Vec<StepTime>) {
+        let container = Arc::clone(self);
+        let noted = blocking::run(move || {
+            container.state.happened(|state| state.steps.extend(times), |state| container.publish(state))
+        });
+        if let Err(error) = noted.await {
+            tracing::debug!(container = self.id(), %error, "the durations of a start are not on disk");
         }
     }
 

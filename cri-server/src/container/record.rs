@@ -129,7 +129,7 @@ mod tests {
 
         let user = ResolvedUser { uid: 1, gid: 2, groups: vec![2, 3] };
         let running = [
-            ContainerFact::Created { claimed: true },
+            ContainerFact::Created { claimed: true, steps: Vec::new() },
             ContainerFact::Starting,
             ContainerFact::Started { process: ProcessId { pid: 5, started: 9 }, user, at: 10 },
         ];

@@ -12,6 +12,7 @@ use cove_runtime::build::request::{ContainerOrder, ContainerSpec, GroupsPolicy, 
 use cove_runtime::memfd;
 use cove_runtime::protocol::{ContainerId, Failure, PidMode, Request, Signal, Start, StartOpen};
 use cove_runtime::wire::Wire;
+use futures_util::future::join;
 use oci_spec::runtime::Spec;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -68,8 +69,7 @@ async fn work(node: Arc<Node>, container: Arc<Container>, progress: Arc<Progress
             let mut asked = false;
             match sequence(&node, &container, &shim, &mut steps, (&mut asked, result)).await {
                 Ok(()) => {
-                    let times = steps.times().to_vec();
-                    container.want(move |state| state.steps.extend(times)).await;
+                    note_times(&node, &container, &steps);
                     Ok(())
                 }
                 Err(error) => Err(undo(&node, &container, &shim, asked, error).await),
@@ -80,6 +80,12 @@ async fn work(node: Arc<Node>, container: Arc<Container>, progress: Arc<Progress
     outcome
 }
 
+/// Writes down how long it took, for people. Nobody waits for that.
+fn note_times(node: &Arc<Node>, container: &Arc<Container>, steps: &Steps) {
+    let (container, times) = (Arc::clone(container), steps.times().to_vec());
+    node.tasks.spawn(async move { container.note_steps(times).await });
+}
+
 async fn sequence(
     node: &Arc<Node>,
     container: &Arc<Container>,
@@ -87,17 +93,35 @@ async fn sequence(
     steps: &mut Steps,
     (asked, result): (&mut bool, oneshot::Receiver<Result<(), Failure>>),
 ) -> Result<(), Error> {
-    let spec = steps.whole("spec", read_spec(container)).await?;
+    let spec = Arc::from(steps.whole("spec", read_spec(container)).await?);
     target::check(node, &container.identity.config.pid)?;
-    let placement = steps.whole("cgroup", place(node, container, &spec)).await?;
-    let log = steps.whole("log", open_log(node, container)).await?;
-    let memfd = steps.whole("seal", seal(container, spec)).await?;
+    // Neither needs the other. Both are over before anything is undone.
+    let mut beside = steps.beside();
+    let (placement, handed) = join(
+        steps.whole("cgroup", place(node, container, &spec)),
+        hand_over(node, container, &spec, &mut beside),
+    )
+    .await;
+    steps.join(beside);
+    let (placement, (log, memfd)) = (placement?, handed?);
     *asked = true;
     let accepted = steps.step("start", ask(container, shim, memfd, log, placement)).await;
     // A shim that refuses has done nothing; one that is silent may have.
     *asked = !matches!(&accepted, Err(error) if matches!(error.cause(), Error::Failure { .. }));
     accepted?;
     steps.step("run", await_start(container, result)).await
+}
+
+/// What the shim is handed: where the output goes, and what is to be built.
+async fn hand_over(
+    node: &Arc<Node>,
+    container: &Arc<Container>,
+    spec: &Arc<Spec>,
+    steps: &mut Steps,
+) -> Result<(Option<OwnedFd>, OwnedFd), Error> {
+    let log = steps.whole("log", open_log(node, container)).await?;
+    let memfd = steps.whole("seal", seal(container, Arc::clone(spec))).await?;
+    Ok((log, memfd))
 }
 
 /// The spec as it is on disk: what was asked for is what is run.
@@ -132,7 +156,7 @@ async fn open_log(node: &Arc<Node>, container: &Arc<Container>) -> Result<Option
 }
 
 /// What the builder is asked to build, in a memory file that nobody can change.
-async fn seal(container: &Arc<Container>, spec: Box<Spec>) -> Result<OwnedFd, Error> {
+async fn seal(container: &Arc<Container>, spec: Arc<Spec>) -> Result<OwnedFd, Error> {
     let container = Arc::clone(container);
     blocking::run(move || {
         let hooks = cove_runtime::spec::hooks(container.id(), &spec, &container.places.bundle)?;
@@ -201,7 +225,7 @@ async fn ask(
         cgroup: placement.place,
     };
     let (terminal, stdin) = (config.terminal, config.stdin);
-    let streams = blocking::run(move || streams(terminal, stdin)).await.map_err(|error| {
+    let streams = streams(terminal, stdin).await.map_err(|error| {
         Error::system("make the streams of", format!("container {}", container.id()), error)
     })?;
     let request = if streams.is_empty() {
@@ -219,9 +243,9 @@ async fn ask(
 }
 
 /// Both ends of a container's terminal, or of the pipe that is its stdin; the shim keeps ours.
-fn streams(terminal: bool, stdin: bool) -> std::io::Result<Vec<OwnedFd>> {
+async fn streams(terminal: bool, stdin: bool) -> std::io::Result<Vec<OwnedFd>> {
     if terminal {
-        let (master, [user, ..]) = crate::stream::open_terminal()?;
+        let (master, [user, ..]) = blocking::run(crate::stream::open_terminal).await?;
         return Ok(vec![master, user]);
     }
     if stdin {

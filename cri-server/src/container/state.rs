@@ -164,6 +164,8 @@ pub enum ContainerFact {
     Created {
         /// See [`ContainerState::claimed`].
         claimed: bool,
+        /// How long its steps took.
+        steps: Vec<StepTime>,
     },
     /// StartContainer is about to ask the shim.
     Starting,
@@ -226,8 +228,8 @@ impl ContainerState {
     /// The next state, or a refusal that changes nothing.
     pub fn on(mut self, fact: ContainerFact) -> Result<Self, Refused> {
         match (fact, &self.stage) {
-            (ContainerFact::Created { claimed }, Stage::Creating) => {
-                (self.stage, self.claimed) = (Stage::Created, claimed);
+            (ContainerFact::Created { claimed, steps }, Stage::Creating) => {
+                (self.stage, self.claimed, self.steps) = (Stage::Created, claimed, steps);
             }
             (ContainerFact::Starting, Stage::Created) if self.stop.is_none() && !self.removing => {
                 self.stage = Stage::Starting;
@@ -343,6 +345,10 @@ mod tests {
     use super::*;
     use ContainerFact as F;
 
+    fn created_as(claimed: bool) -> F {
+        F::Created { claimed, steps: Vec::new() }
+    }
+
     fn started(at: i64) -> F {
         let user = ResolvedUser { uid: 1, gid: 2, groups: vec![2] };
         F::Started { process: ProcessId { pid: 7, started: 8 }, user, at }
@@ -357,7 +363,7 @@ mod tests {
     #[test]
     fn how_it_ends() {
         use ExitReason::{Completed, Error, OOMKilled, StartError, Unknown};
-        let created = F::Created { claimed: true };
+        let made = created_as(true);
         let exit = |code, oom| F::Exited { at: 9, code, oom };
         let lost = || F::Lost { at: 8, message: "gone".into() };
         let failed = || F::StartFailed { at: 9, message: "no such file".into() };
@@ -377,7 +383,7 @@ mod tests {
             (vec![started(50), exit(0, false)], 50, 51, 0, Completed),
         ];
         for (facts, start, finish, code, why) in table {
-            let facts = [vec![created.clone(), F::Starting], facts].concat();
+            let facts = [vec![made.clone(), F::Starting], facts].concat();
             match after(&facts).stage {
                 Stage::Exited { started_at, finished_at, exit_code, reason, .. } => {
                     assert_eq!(
@@ -393,11 +399,9 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let created = after(&[F::Created { claimed: false }]);
+        let created = after(&[created_as(false)]);
         assert!(!created.claimed && created.lives() && !created.may_run());
-        for fact in
-            [started(1), F::Oom, F::Lost { at: 1, message: String::new() }, F::Created { claimed: true }]
-        {
+        for fact in [started(1), F::Oom, F::Lost { at: 1, message: String::new() }, created_as(true)] {
             assert_eq!(created.clone().on(fact), Err(Refused));
         }
         let exit = F::Exited { at: 1, code: 0, oom: false };
@@ -405,7 +409,7 @@ mod tests {
         let mut stopped = created.clone();
         stopped.stop_by(5);
         assert_eq!(stopped.on(F::Starting), Err(Refused));
-        let running = after(&[F::Created { claimed: true }, F::Starting, started(5)]);
+        let running = after(&[created_as(true), F::Starting, started(5)]);
         assert!(running.may_run() && running.process().is_some());
         assert_eq!(running.on(F::Starting), Err(Refused));
     }
@@ -422,7 +426,7 @@ mod tests {
     #[test]
     fn a_message_has_an_end() {
         let message = "ä".repeat(MAX_MESSAGE);
-        let state = after(&[F::Created { claimed: true }, F::StartFailed { at: 1, message }]);
+        let state = after(&[created_as(true), F::StartFailed { at: 1, message }]);
         assert!(matches!(state.stage, Stage::Exited { message, .. } if message.len() <= MAX_MESSAGE));
     }
 }

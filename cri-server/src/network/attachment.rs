@@ -27,6 +27,12 @@ impl Attachment {
         }
     }
 
+    /// Whoever gave it keeps something of it on disk, which must be given back even after a power loss. The built-in
+    /// network keeps nothing but what is in the kernel.
+    pub fn outlives_the_host(&self) -> bool {
+        matches!(self, Self::Cni(_))
+    }
+
     /// That of the built-in network.
     pub fn builtin(&self) -> Option<&builtin::Attachment> {
         match self {

@@ -153,6 +153,12 @@ impl Sandbox {
         self.changed.send_replace(());
     }
 
+    /// Writes down what it is, and that it is being made. Blocking.
+    pub fn write_first(&self) -> Result<(), Error> {
+        crate::store::write(&self.places.identity(), &self.identity, Durability::Renamed)?;
+        Ok(self.state.write_again()?)
+    }
+
     /// Records what is about to happen, or is wanted; it is in force once it is on disk. What the state does not
     /// allow is refused.
     pub async fn record(self: &Arc<Self>, fact: SandboxFact, step: &'static str) -> Result<(), Error> {
@@ -212,8 +218,8 @@ impl Sandbox {
         blocking::run(move || sandbox.state.publish(|state| sandbox.publish(state))).await;
     }
 
-    /// Keeps what the network is about to give it, or has given it. The former is synced by [`Self::sync_attachment`]; the
-    /// latter takes the place of a synced record, and is synced before it does.
+    /// Keeps what the network is about to give it, or has given it. The former is synced by [`Self::sync_attachment`] if a
+    /// power loss must not lose it; the latter takes the place of a synced record, and is synced before it does.
     pub async fn attach(
         self: &Arc<Self>,
         attachment: Attachment,

@@ -1,5 +1,6 @@
-//! RunPodSandbox: one function of named steps. Each records what it is about to do; any failure takes down what the
-//! record says.
+//! RunPodSandbox: one function of named steps. What they are about to do is recorded first: the identity says where all of
+//! it will be but for the shim, which bears the sandbox's id, and the attachment, which has a record of its own. Any
+//! failure takes down what the records say.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use cove_runtime::namespace;
 use cove_runtime::protocol::{InitReply, Reply, Request, SandboxSpec, StartInit, UserSandbox};
 use cove_runtime::sysctl::as_path;
+use futures_util::future::join;
 use tracing::Instrument;
 
 use super::config::{NamespaceMode, SandboxConfig, SandboxName};
@@ -138,20 +140,48 @@ async fn sequence(node: &Arc<Node>, sandbox: &Arc<Sandbox>, steps: &mut Steps) -
     steps.whole("record", record(sandbox)).await?;
     let shim = steps.whole("shim", launch(node, sandbox)).await?;
     let netns = steps.step("namespaces", make_namespaces(node, sandbox, &shim)).await?;
-    if let Some(netns) = netns {
-        let netns = steps.whole("pin", pin(sandbox, netns)).await?;
-        steps.whole("network", attach(node, sandbox, netns)).await?;
-    }
-    steps.whole("files", write_files(sandbox)).await?;
-    let placement = steps.whole("cgroup", place_init(node, sandbox)).await?;
-    steps.step("init", start_init(sandbox, &shim, placement)).await?;
+    // Neither needs the other. Both are over before anything is undone.
+    let mut beside = steps.beside();
+    let (connected, init) =
+        join(connect(node, sandbox, netns, steps), inhabit(node, sandbox, &shim, &mut beside)).await;
+    steps.join(beside);
+    let init = match (connected, init) {
+        (Ok(()), init) => init?,
+        (Err(error), Ok(_)) => return Err(error),
+        (Err(error), Err(other)) => return Err(error.then(other)),
+    };
     let times = steps.times().to_vec();
     steps
         .step("ready", async {
             sandbox.list();
-            sandbox.record(SandboxFact::Made(times), "ready").await
+            sandbox.record(SandboxFact::Made { init, steps: times }, "ready").await
         })
         .await
+}
+
+/// The pod's network, and the files that tell of it.
+async fn connect(
+    node: &Arc<Node>,
+    sandbox: &Arc<Sandbox>,
+    netns: Option<OwnedFd>,
+    steps: &mut Steps,
+) -> Result<(), Error> {
+    if let Some(netns) = netns {
+        let netns = steps.whole("pin", pin(sandbox, netns)).await?;
+        steps.whole("network", attach(node, sandbox, netns)).await?;
+    }
+    steps.whole("files", write_files(sandbox)).await
+}
+
+/// The pod's cgroup, the holder of its /dev/shm, and its init, whose pid it gives.
+async fn inhabit(
+    node: &Arc<Node>,
+    sandbox: &Arc<Sandbox>,
+    shim: &Shim,
+    steps: &mut Steps,
+) -> Result<Option<i32>, Error> {
+    let placement = steps.whole("cgroup", place_init(node, sandbox)).await?;
+    steps.step("init", start_init(sandbox, shim, placement)).await
 }
 
 /// Takes down what was made, and with it the record. What could not be taken down stays listed, NOTREADY, so that
@@ -182,17 +212,13 @@ async fn record(sandbox: &Arc<Sandbox>) -> Result<(), Error> {
         for directory in [&made.places.record, &made.places.run] {
             store::make_private_directory(directory)?;
         }
-        store::write(&made.places.identity(), &made.identity, Durability::Renamed)?;
-        Ok::<_, Error>(())
+        made.write_first()
     })
-    .await?;
-    sandbox.record(SandboxFact::Reached("record"), "record").await
+    .await
 }
 
 async fn launch(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<Arc<Shim>, Error> {
-    sandbox.record(SandboxFact::Reached("shim"), "shim").await?;
     let process = node.launcher()?.launch(sandbox.id(), &sandbox.places.run).await?;
-    sandbox.record(SandboxFact::Launched(process), "shim").await?;
     let shim =
         Shim::hold(sandbox.id().to_owned(), process, sandbox.places.run.clone(), node.launcher()?.generation)
             .map_err(|error| Error::system("take hold of the shim of", sandbox.id(), error))?
@@ -201,6 +227,8 @@ async fn launch(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<Arc<Shim>, E
                 Error::system("start the shim of", format!("sandbox {}", sandbox.id()), reason)
             })?;
     applier::attend(node, sandbox, Arc::clone(&shim));
+    // While it gets ready. A daemon that ends before this is written leaves a shim that is found by its name.
+    sandbox.record(SandboxFact::Launched(process), "shim").await?;
     Ok(shim)
 }
 
@@ -263,7 +291,6 @@ fn sysctls(config: &SandboxConfig, settings: &crate::config::Network) -> Vec<(St
 
 async fn pin(sandbox: &Arc<Sandbox>, netns: OwnedFd) -> Result<OwnedFd, Error> {
     use std::os::fd::AsFd;
-    sandbox.record(SandboxFact::Reached("pin"), "pin").await?;
     let Some(path) = sandbox.identity.netns.clone() else { return Ok(netns) };
     blocking::run(move || {
         namespace::pin(netns.as_fd(), &path)
@@ -274,14 +301,15 @@ async fn pin(sandbox: &Arc<Sandbox>, netns: OwnedFd) -> Result<OwnedFd, Error> {
 }
 
 async fn attach(node: &Arc<Node>, sandbox: &Arc<Sandbox>, netns: OwnedFd) -> Result<(), Error> {
-    sandbox.record(SandboxFact::Reached("network"), "network").await?;
     let network = node.network()?;
     let config = node.config.load_full();
     let attachment = network.lease(&sandbox.identity, &config.network).await?;
     sandbox.attach(attachment.clone(), Durability::Renamed).await?;
     // The sync is beside the attaching, and both are over when the step is: no power loss leaks an address.
-    let attaching = network.attach(netns, attachment, &config.network, &sandbox.closing);
-    let (synced, attached) = futures_util::future::join(sandbox.sync_attachment(), attaching).await;
+    let syncing =
+        async { if attachment.outlives_the_host() { sandbox.sync_attachment().await } else { Ok(()) } };
+    let attaching = network.attach(netns, attachment.clone(), &config.network, &sandbox.closing);
+    let (synced, attached) = join(syncing, attaching).await;
     if let Some(complete) = attached? {
         // Plugins are handed what they answered when it is undone.
         sandbox.attach(complete, Durability::Synced).await?;
@@ -301,7 +329,6 @@ async fn write_files(sandbox: &Arc<Sandbox>) -> Result<(), Error> {
 
 /// Makes the pod's cgroup if it is ours, and that of its init if it has one.
 async fn place_init(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<Option<Placement>, Error> {
-    sandbox.record(SandboxFact::Reached("cgroup"), "cgroup").await?;
     let identity = &sandbox.identity;
     if identity.own_cgroup {
         node.cgroups.make_parent(&identity.cgroup).await?;
@@ -312,22 +339,24 @@ async fn place_init(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<Option<P
     node.cgroups.make(&identity.init_cgroup(), Settings::default()).await.map(Some)
 }
 
-/// Has the shim make the holder of /dev/shm, and the init of a shared PID namespace.
-async fn start_init(sandbox: &Arc<Sandbox>, shim: &Shim, placement: Option<Placement>) -> Result<(), Error> {
+/// Has the shim make the holder of /dev/shm, and the init of a shared PID namespace, whose pid it gives.
+async fn start_init(
+    sandbox: &Arc<Sandbox>,
+    shim: &Shim,
+    placement: Option<Placement>,
+) -> Result<Option<i32>, Error> {
     let shared_pid = placement.is_some();
     let shm_size = sandbox.identity.shm_size;
     if !shared_pid && shm_size == 0 {
-        return Ok(());
+        return Ok(None);
     }
     let Placement { place, fds, .. } = placement.unwrap_or(Placement::nowhere());
     let request = Request::StartInit(StartInit { shared_pid, shm_size, cgroup: place });
     let (reply, _pidfd) = shim.ask("start the init of", request, &fds, SHIM_LIMIT).await?;
-    if let Reply::Init(InitReply { pid }) = reply
-        && pid > 0
-    {
-        sandbox.record(SandboxFact::InitStarted(pid), "init").await?;
+    match reply {
+        Reply::Init(InitReply { pid }) if pid > 0 => Ok(Some(pid)),
+        _ => Ok(None),
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ pub enum Stage {
 pub struct SandboxState {
     /// Where it is in its life.
     pub stage: Stage,
-    /// The last step whose effects may be there; empty when it is not known.
+    /// Empty in place of a state that could not be read. (Earlier daemons wrote here how far RunPodSandbox was.)
     pub reached: Cow<'static, str>,
     /// StopPodSandbox or RemovePodSandbox was asked for: nothing new begins.
     pub closing: bool,
@@ -48,14 +48,15 @@ pub struct SandboxState {
 /// What happens to a sandbox.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SandboxFact {
-    /// A step begins; its effects may be there from now on.
-    Reached(&'static str),
     /// The shim's process was started.
     Launched(ProcessId),
-    /// The init of the shared PID namespace was started.
-    InitStarted(i32),
     /// All steps are done.
-    Made(Vec<StepTime>),
+    Made {
+        /// Pid of the init of the shared PID namespace, if there is one.
+        init: Option<i32>,
+        /// How long they took.
+        steps: Vec<StepTime>,
+    },
     /// RunPodSandbox failed, in words.
     RunFailed(String),
     /// Somebody wants it stopped.
@@ -115,17 +116,11 @@ impl SandboxState {
     /// The next state, or a refusal that changes nothing.
     pub fn on(mut self, fact: SandboxFact) -> Result<Self, Refused> {
         match fact {
-            SandboxFact::Reached(step) => {
-                self.may_be_made()?;
-                self.reached = Cow::Borrowed(step);
-            }
             // A process that exists is recorded, whatever is wanted meanwhile: else nobody would end it.
             SandboxFact::Launched(process) => self.shim = Some(process),
-            SandboxFact::InitStarted(pid) => self.init = Some(pid),
-            SandboxFact::Made(steps) => {
+            SandboxFact::Made { init, steps } => {
                 self.may_be_made()?;
-                self.stage = Stage::Ready;
-                self.steps = steps;
+                (self.stage, self.init, self.steps) = (Stage::Ready, init, steps);
             }
             SandboxFact::RunFailed(reason) => self.end(Cow::Owned(reason)),
             SandboxFact::Closing => self.closing = true,
@@ -175,10 +170,10 @@ mod tests {
 
     #[test]
     fn what_each_fact_makes_of_it() {
-        let made = || F::Made(Vec::new());
+        let made = || F::Made { init: Some(7), steps: Vec::new() };
         let table: &[(&[F], Stage, &str)] = &[
             (&[], Making, ""),
-            (&[F::Reached("shim"), F::Launched(SHIM), F::InitStarted(7)], Making, ""),
+            (&[F::Launched(SHIM)], Making, ""),
             (&[F::Launched(SHIM), made()], Ready, ""),
             (&[F::Launched(SHIM), made(), F::Closing], Ready, ""),
             (&[F::Launched(SHIM), made(), F::Closing, F::Down], NotReady, "stopped"),
@@ -198,11 +193,11 @@ mod tests {
     #[test]
     fn what_was_never_ready_is_known_after_its_init_is_gone() {
         let time = StepTime { name: "shim".into(), duration: std::time::Duration::ZERO };
-        let made = F::Made(vec![time]);
+        let made = F::Made { init: Some(7), steps: vec![time] };
         assert!(after(&[]).was_never_ready());
-        assert!(after(&[F::Reached("init"), F::InitExited]).was_never_ready());
-        assert!(!after(&[F::Reached("init"), made.clone()]).was_never_ready());
-        assert!(!after(&[F::Reached("init"), made, F::InitExited, F::Down]).was_never_ready());
+        assert!(after(&[F::Launched(SHIM), F::InitExited]).was_never_ready());
+        assert!(!after(std::slice::from_ref(&made)).was_never_ready());
+        assert!(!after(&[made, F::InitExited, F::Down]).was_never_ready());
         let unreadable = SandboxState { stage: NotReady, reached: "".into(), ..SandboxState::default() };
         assert!(!unreadable.was_never_ready());
     }
@@ -211,7 +206,7 @@ mod tests {
     fn a_closing_sandbox_makes_no_step_but_remembers_processes() {
         let state = after(&[F::Removing]);
         assert!(state.closing && state.removing);
-        assert_eq!(state.clone().on(F::Reached("network")), Err(Refused));
+        assert_eq!(state.clone().on(F::Made { init: None, steps: Vec::new() }), Err(Refused));
         assert_eq!(state.on(F::Launched(SHIM)).unwrap().shim, Some(SHIM));
     }
 
@@ -228,7 +223,8 @@ mod tests {
 
     #[test]
     fn nothing_in_the_kernel_is_remembered_once_down() {
-        let state = after(&[F::Launched(SHIM), F::InitStarted(7), F::Made(Vec::new()), F::Down]);
+        let made = F::Made { init: Some(7), steps: Vec::new() };
+        let state = after(&[F::Launched(SHIM), made, F::Down]);
         assert_eq!((state.shim, state.init, state.down), (None, None, true));
     }
 }

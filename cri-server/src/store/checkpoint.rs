@@ -63,26 +63,41 @@ pub enum Durability {
 /// What there is of an `identity.json` that is being written: an object's first record.
 pub const UNFINISHED_IDENTITY: &str = "identity.new";
 
+/// Where the record before the present one lies on, of which there are many in an object's life: the next one is written
+/// over it, so that no file is made and removed for each. Whatever is in it is read by nobody.
+const SPARE: &str = "spare";
+
 /// Writes a record. Blocking.
 pub fn write<T: Serialize>(path: &Path, value: &T, durability: Durability) -> Result<(), RecordError> {
+    let temporary = path.with_extension("new");
+    write_by(&temporary, path, value, durability)?;
+    // A left-over of the older record is of no use, and the next write takes its name.
+    let _ = fs::remove_file(&temporary);
+    Ok(())
+}
+
+/// Writes a record over the one before the last, whose file is kept for that. Blocking.
+fn write_in_turn<T: Serialize>(path: &Path, value: &T, durability: Durability) -> Result<(), RecordError> {
+    write_by(&path.with_extension(SPARE), path, value, durability)
+}
+
+/// Writes a record to `temporary`, which has the older one afterwards, if there was one.
+fn write_by<T: Serialize>(
+    temporary: &Path,
+    path: &Path,
+    value: &T,
+    durability: Durability,
+) -> Result<(), RecordError> {
     let io = |doing| move |source| RecordError::Io { doing, path: path.to_owned(), source };
     let text = encode(value).map_err(io::Error::other).map_err(io("write"))?;
-    let temporary = path.with_extension("new");
-    let mut file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)
-        .map_err(io("write"))?;
-    let written = file.write_all(&text).and_then(|()| match durability {
+    let written = write_over(temporary, &text).and_then(|file| match durability {
         Durability::Renamed => Ok(()),
         Durability::Synced => file.sync_data(),
     });
-    let placed = written.and_then(|()| place(&temporary, path));
+    let placed = written.and_then(|()| place(temporary, path));
     if let Err(source) = placed {
         // What is left of a write that failed (a full disk) is of no use; the record before it stands.
-        let _ = fs::remove_file(&temporary);
+        let _ = fs::remove_file(temporary);
         return Err(io("write")(source));
     }
     if durability == Durability::Synced {
@@ -91,15 +106,23 @@ pub fn write<T: Serialize>(path: &Path, value: &T, durability: Durability) -> Re
     Ok(())
 }
 
-/// Gives a written record its name. Where there is an older one the two change names and the older is removed: a rename
-/// over a file makes ext4 write the new one's data to disk at once (ext4(5), auto_da_alloc), milliseconds on a busy disk.
+/// Writes a file whole, over what it has. It is not emptied first, which would make ext4 write it to disk at once when it
+/// is closed (see [`place`]).
+fn write_over(path: &Path, text: &[u8]) -> io::Result<File> {
+    let mut file = File::options().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    file.write_all(text)?;
+    let length = u64::try_from(text.len()).map_err(io::Error::other)?;
+    if file.metadata()?.len() > length {
+        file.set_len(length)?;
+    }
+    Ok(file)
+}
+
+/// Gives a written record its name. Where there is an older one the two change names: a rename over a file makes ext4
+/// write the new one's data to disk at once (ext4(5), auto_da_alloc), milliseconds on a busy disk.
 fn place(temporary: &Path, path: &Path) -> io::Result<()> {
     match renameat_with(CWD, temporary, CWD, path, RenameFlags::EXCHANGE) {
-        // A left-over of the older record is of no use, and the next write takes its name.
-        Ok(()) => {
-            let _ = fs::remove_file(temporary);
-            Ok(())
-        }
+        Ok(()) => Ok(()),
         // No older one; or a file system that cannot exchange names (renameat2(2)).
         Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => fs::rename(temporary, path),
         Err(error) => Err(error.into()),
@@ -220,7 +243,7 @@ impl<S: Serialize + Clone + PartialEq> Stored<S> {
         let mut next = S::clone(&value);
         let result = change(&mut next)?;
         if next != *value || !self.written.load(Ordering::SeqCst) {
-            write(&self.path, &next, durability)?;
+            write_in_turn(&self.path, &next, durability)?;
             self.written.store(true, Ordering::SeqCst);
             self.value.store(Arc::new(next));
             publish(&self.value.load());
@@ -238,7 +261,7 @@ impl<S: Serialize + Clone + PartialEq> Stored<S> {
     pub fn write_again(&self) -> Result<(), RecordError> {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.written.load(Ordering::SeqCst) {
-            write(&self.path, &**self.value.load(), Durability::Renamed)?;
+            write_in_turn(&self.path, &**self.value.load(), Durability::Renamed)?;
             self.written.store(true, Ordering::SeqCst);
         }
         Ok(())
@@ -255,7 +278,7 @@ impl<S: Serialize + Clone + PartialEq> Stored<S> {
             // Known already, and on disk.
             return Ok(());
         }
-        let written = write(&self.path, &value, Durability::Renamed);
+        let written = write_in_turn(&self.path, &value, Durability::Renamed);
         self.written.store(written.is_ok(), Ordering::SeqCst);
         self.value.store(Arc::new(value));
         publish(&self.value.load());
@@ -314,6 +337,28 @@ mod tests {
         }
         let newer = String::from_utf8(good).unwrap().replacen(" 1 ", " 2 ", 1);
         assert!(decode::<Sample>(newer.as_bytes()).unwrap_err().contains("version is 2"));
+    }
+
+    #[test]
+    fn records_are_written_in_turn_and_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        let long = Sample { name: "long".repeat(100), value: None };
+        let inode = |name: &str| {
+            std::os::unix::fs::MetadataExt::ino(&fs::metadata(path.with_extension(name)).unwrap())
+        };
+        write_in_turn(&path, &long, Durability::Renamed).unwrap();
+        write_in_turn(&path, &sample(), Durability::Renamed).unwrap();
+        let files = [inode("json"), inode(SPARE)];
+        for value in [sample(), long.clone(), sample(), sample(), long] {
+            write_in_turn(&path, &value, Durability::Renamed).unwrap();
+            assert_eq!(read(&path).unwrap(), Some(value));
+        }
+        assert_eq!([inode(SPARE), inode("json")], files);
+        // A write that was cut off.
+        fs::write(path.with_extension(SPARE), vec![b'x'; 10_000]).unwrap();
+        write_in_turn(&path, &sample(), Durability::Synced).unwrap();
+        assert_eq!(read(&path).unwrap(), Some(sample()));
     }
 
     proptest! {

@@ -1,8 +1,10 @@
 //! Figures of Cove beside containerd with runc, driven by the same client in the same run. Ratios are what counts:
 //! machines differ.
 //!
-//! `bench [--quick] [--rounds N] [--steps] [--json FILE]`. Rounds of both take turns, so that a busy moment hits both.
-//! `--steps` prints what each step of Cove's took, p50.
+//! `bench [--quick] [--rounds N] [--standing N] [--parallel N] [--steps] [--beside DIRECTORY] [--json FILE]`. Rounds of
+//! both take turns, so that a busy moment hits both. `--standing`: pods that stand meanwhile. `--parallel`: pods that a
+//! round starts at once. `--steps` prints what each step of Cove's took, p50. `--beside`: another build of Cove takes the
+//! place of containerd, to see what a change brings.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::large_futures,
@@ -16,7 +18,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use cove_e2e::client::Cri;
-use cove_e2e::daemon::{self, Place};
+use cove_e2e::daemon::{self, Daemon, Place};
 use cove_e2e::image;
 use cove_e2e::peer::Peer;
 use cove_e2e::registry::Registry;
@@ -42,14 +44,26 @@ fn main() -> ExitCode {
     }
 }
 
+/// What is timed of a round, each pod for itself.
+const TIMED: [&str; 6] =
+    ["run_pod_sandbox", "create_container", "start_container", "pod_start", "exec_sync", "stop_remove"];
+
 /// One runtime under the bench.
 struct Side {
     name: &'static str,
     cri: Cri,
     daemon: u32,
-    times: [Vec<Duration>; 3],
+    times: BTreeMap<&'static str, Vec<Duration>>,
     steps: BTreeMap<String, Vec<Duration>>,
     weights: Vec<Weight>,
+}
+
+/// A pod that has said something.
+struct Pod {
+    sandbox: String,
+    container: String,
+    /// As the first of [`TIMED`] say.
+    times: [Duration; 4],
 }
 
 /// Memory while some pods stand, in MB.
@@ -79,14 +93,22 @@ async fn run() -> Outcome {
         None if arguments.iter().any(|argument| argument == "--quick") => 200,
         None => 1000,
     };
+    let number = |name: &str, default| value(name).map_or(Ok(default), |text| text.parse());
+    let plan = Plan {
+        rounds,
+        standing: number("--standing", 0)?,
+        parallel: number("--parallel", 1)?,
+        steps: arguments.iter().any(|argument| argument == "--steps"),
+        beside: value("--beside").map(PathBuf::from),
+    };
     let keep = tempfile::Builder::new().prefix("cove-bench-").tempdir()?;
     let settings = Saved::now()?;
-    let steps = arguments.iter().any(|argument| argument == "--steps");
-    let outcome = measure(keep.path(), rounds, steps).await;
+    let outcome = measure(keep.path(), &plan).await;
     settings.restore()?;
     let rows = outcome?;
     for row in &rows {
-        let [cove, peer] = ["cove", "containerd"].map(|side| row[side].as_f64().unwrap_or(f64::NAN));
+        let other = if plan.beside.is_some() { "other" } else { "containerd" };
+        let [cove, peer] = ["cove", other].map(|side| row[side].as_f64().unwrap_or(f64::NAN));
         let ratio = if cove > 0.0 { format!("{:.2}x", peer / cove) } else { "-".to_owned() };
         println!("{:<28} {cove:>10.3} {peer:>10.3} {ratio:>9}", row["name"].as_str().unwrap_or_default());
     }
@@ -102,43 +124,86 @@ async fn run() -> Outcome {
     Ok(())
 }
 
-async fn measure(directory: &Path, rounds: usize, steps: bool) -> Outcome<Vec<Value>> {
+/// What is measured.
+struct Plan {
+    rounds: usize,
+    standing: usize,
+    parallel: usize,
+    steps: bool,
+    beside: Option<PathBuf>,
+}
+
+/// What Cove is measured beside.
+enum Other {
+    Containerd(Peer),
+    Cove(Daemon),
+}
+
+impl Other {
+    async fn connect(&mut self) -> Outcome<Side> {
+        match self {
+            Self::Containerd(peer) => Ok(Side::new("containerd", peer.connect().await?, peer.pid())),
+            Self::Cove(cove) => Ok(Side::new("other", cove.connect().await?, cove.pid())),
+        }
+    }
+
+    fn end(self) -> Outcome {
+        match self {
+            Self::Containerd(peer) => peer.end(),
+            Self::Cove(cove) => cove.stop(),
+        }
+    }
+}
+
+fn place(directory: &Path, instance: &str, range: &str, programs: PathBuf) -> Place {
+    Place {
+        instance: instance.into(),
+        root: directory.join(instance).join("root"),
+        state: directory.join(instance).join("state"),
+        range: range.into(),
+        programs,
+        hosts: None,
+        images: String::new(),
+        cni: None,
+    }
+}
+
+async fn measure(directory: &Path, plan: &Plan) -> Outcome<Vec<Value>> {
     let registry = Registry::start(&directory.join("registry"))?;
     let config = json!({"Env": ["PATH=/bin"], "Entrypoint": ["sleep", "1000000"]});
     let pause = registry.push("bench/pause", "1", &image::build(vec![image::busybox()?], config)?)?;
     let image = image::build(vec![image::busybox()?, image::accounts()], json!({"Env": ["PATH=/bin"]}))?;
     let reference = registry.push("bench/busybox", "1", &image)?;
-    let programs = cache().join("bin");
-    let peer = Peer::start(&directory.join("containerd"), &programs, &pause, "10.217.0.0/16")?;
-    let place = Place {
-        instance: "bench".into(),
-        root: directory.join("root"),
-        state: directory.join("state"),
-        range: "10.216.0.0/16".into(),
-        programs: daemon::programs(),
-        hosts: None,
-        images: String::new(),
-        cni: None,
+    let mut other = match &plan.beside {
+        Some(programs) => {
+            Other::Cove(place(directory, "other", "10.217.0.0/16", programs.canonicalize()?).start()?)
+        }
+        None => {
+            let programs = cache().join("bin");
+            Other::Containerd(Peer::start(&directory.join("containerd"), &programs, &pause, "10.217.0.0/16")?)
+        }
     };
-    let mut cove = place.start()?;
-    let mut sides = [
-        Side::new("cove", cove.connect().await?, cove.pid()),
-        Side::new("containerd", peer.connect().await?, peer.pid()),
-    ];
+    let mut cove = place(directory, "bench", "10.216.0.0/16", daemon::programs()).start()?;
+    let mut sides = [Side::new("cove", cove.connect().await?, cove.pid()), other.connect().await?];
     let outcome = async {
         for side in &mut sides {
             side.pull(&reference).await?;
-        }
-        for round in 0..rounds {
-            for side in &mut sides {
-                side.round(directory, &reference, round).await?;
+            for pod in 0..plan.standing {
+                side.pod(directory, &reference, &format!("standing-{pod}")).await?;
             }
         }
-        for side in &mut sides {
-            side.weigh(directory, &reference).await?;
+        for round in 0..plan.rounds {
+            for side in &mut sides {
+                side.round(directory, &reference, round, plan.parallel).await?;
+            }
         }
-        if steps {
-            sides[0].print_steps();
+        if plan.standing == 0 {
+            for side in &mut sides {
+                side.weigh(directory, &reference).await?;
+            }
+        }
+        if plan.steps {
+            sides.iter().for_each(Side::print_steps);
         }
         Ok(rows(&sides))
     }
@@ -147,7 +212,7 @@ async fn measure(directory: &Path, rounds: usize, steps: bool) -> Outcome<Vec<Va
         side.remove_all().await?;
     }
     cove.stop()?;
-    peer.end()?;
+    other.end()?;
     outcome
 }
 
@@ -167,7 +232,7 @@ impl Weight {
 
 impl Side {
     fn new(name: &'static str, cri: Cri, daemon: u32) -> Self {
-        Self { name, cri, daemon, times: Default::default(), steps: BTreeMap::new(), weights: Vec::new() }
+        Self { name, cri, daemon, times: BTreeMap::new(), steps: BTreeMap::new(), weights: Vec::new() }
     }
 
     async fn pull(&mut self, reference: &str) -> Outcome {
@@ -176,52 +241,74 @@ impl Side {
         Ok(())
     }
 
-    /// A pod whose container says something; returns their ids once it has been said.
-    async fn pod(&mut self, directory: &Path, reference: &str, name: &str) -> Outcome<(String, String)> {
+    /// A pod whose container says something.
+    async fn pod(&self, directory: &Path, reference: &str, name: &str) -> Outcome<Pod> {
+        let mut runtime = self.cri.runtime.clone();
         let logs = directory.join("logs").join(self.name).join(name);
         fs::create_dir_all(&logs)?;
         let config =
             PodSandboxConfig { log_directory: logs.to_string_lossy().into_owned(), ..pod::sandbox(name) };
         let container = pod::container("c", reference, &["sh", "-c", "echo here; exec sleep 1000000"]);
         let log = logs.join(&container.log_path);
+        let began = Instant::now();
         let request = RunPodSandboxRequest { config: Some(config.clone()), ..Default::default() };
-        let sandbox = self.cri.runtime.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
+        let sandbox = runtime.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
+        let ran = began.elapsed();
         let request = CreateContainerRequest {
             pod_sandbox_id: sandbox.clone(),
             config: Some(container),
             sandbox_config: Some(config),
         };
-        let container = self.cri.runtime.create_container(request).await?.into_inner().container_id;
+        let container = runtime.create_container(request).await?.into_inner().container_id;
+        let created = began.elapsed();
         let request = StartContainerRequest { container_id: container.clone() };
-        self.cri.runtime.start_container(request).await?;
-        let end = Instant::now() + Duration::from_secs(30);
+        runtime.start_container(request).await?;
+        let started = began.elapsed();
         while !fs::metadata(&log).is_ok_and(|log| log.len() > 0) {
-            if Instant::now() > end {
+            if began.elapsed() > Duration::from_secs(30) {
                 return Err(format!("{}: no output of {container}", self.name).into());
             }
-            tokio::time::sleep(Duration::from_micros(200)).await;
+            // Not tokio's sleep, whose shortest is a millisecond.
+            std::thread::sleep(Duration::from_micros(100));
+            tokio::task::yield_now().await;
         }
-        Ok((sandbox, container))
+        let times = [ran, created - ran, started - created, began.elapsed()];
+        Ok(Pod { sandbox, container, times })
     }
 
-    async fn round(&mut self, directory: &Path, reference: &str, round: usize) -> Outcome {
-        let began = Instant::now();
-        let (sandbox, container) = self.pod(directory, reference, &format!("round-{round}")).await?;
-        self.times[0].push(began.elapsed());
-        if self.name == "cove" {
-            self.note_steps(&sandbox, &container).await?;
-        }
-        for _ in 0..EXECS {
+    /// Pods, one or several at once; each is then looked at and goes again.
+    async fn round(&mut self, directory: &Path, reference: &str, round: usize, parallel: usize) -> Outcome {
+        let names: Vec<String> = (0..parallel).map(|pod| format!("round-{round}-{pod}")).collect();
+        let this = &*self;
+        let pods: Vec<Pod> =
+            futures_util::future::try_join_all(names.iter().map(|name| this.pod(directory, reference, name)))
+                .await?;
+        for Pod { sandbox, container, times } in pods {
+            for (name, time) in TIMED.into_iter().zip(times) {
+                self.note(name, time);
+            }
+            if self.name != "containerd" {
+                self.note_steps(&sandbox, &container).await?;
+            }
+            for _ in 0..EXECS {
+                let began = Instant::now();
+                let request = ExecSyncRequest {
+                    container_id: container.clone(),
+                    cmd: vec!["true".into()],
+                    timeout: 60,
+                };
+                self.cri.runtime.exec_sync(request).await?;
+                self.note("exec_sync", began.elapsed());
+            }
             let began = Instant::now();
-            let request =
-                ExecSyncRequest { container_id: container.clone(), cmd: vec!["true".into()], timeout: 60 };
-            self.cri.runtime.exec_sync(request).await?;
-            self.times[1].push(began.elapsed());
+            self.remove(&sandbox, Some(&container)).await?;
+            self.note("stop_remove", began.elapsed());
         }
-        let began = Instant::now();
-        self.remove(&sandbox, Some(&container)).await?;
-        self.times[2].push(began.elapsed());
         Ok(())
+    }
+
+    fn note(&mut self, name: &'static str, time: Duration) {
+        self.times.entry(name).or_default().push(time);
     }
 
     /// What the steps of the pod and of its container took, as the daemon tells it.
@@ -245,6 +332,7 @@ impl Side {
 
     fn print_steps(&self) {
         for (step, times) in &self.steps {
+            print!("{:<8}", self.name);
             println!("{step:<28} {:>10.3} ms, p95 {:.3}", percentile(times, 50), percentile(times, 95));
         }
     }
@@ -299,7 +387,7 @@ impl Side {
     async fn helper_pids(&mut self) -> Outcome<Vec<u32>> {
         let mut pids = Vec::new();
         let shims =
-            if self.name == "cove" { ["cove-shim", "cove-init"] } else { ["containerd-shim", "runc"] };
+            if self.name == "containerd" { ["containerd-shim", "runc"] } else { ["cove-shim", "cove-init"] };
         for entry in fs::read_dir("/proc")?.flatten() {
             let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
             if let Ok(pid) = entry.file_name().to_string_lossy().parse()
@@ -308,7 +396,7 @@ impl Side {
                 pids.push(pid);
             }
         }
-        if self.name != "cove" {
+        if self.name == "containerd" {
             // The pause processes, which are called whatever their image calls them.
             let request = ListPodSandboxRequest { filter: None };
             for pod in self.cri.runtime.list_pod_sandbox(request).await?.into_inner().items {
@@ -347,18 +435,22 @@ fn percentile(times: &[Duration], part: usize) -> f64 {
 }
 
 fn rows(sides: &[Side; 2]) -> Vec<Value> {
-    let row = |name: String, unit: &str, figure: &dyn Fn(&Side) -> f64| json!({"name": name, "unit": unit, "cove": figure(&sides[0]), "containerd": figure(&sides[1])});
+    let row = |name: String, unit: &str, figure: &dyn Fn(&Side) -> f64| json!({"name": name, "unit": unit, "cove": figure(&sides[0]), sides[1].name: figure(&sides[1])});
     let mut rows = Vec::new();
-    for (place, name) in ["pod_start", "exec_sync", "stop_remove"].into_iter().enumerate() {
+    for name in TIMED {
         for part in [50, 95] {
-            rows.push(row(format!("{name}_p{part}_ms"), "ms", &|side| percentile(&side.times[place], part)));
+            let figure = |side: &Side| percentile(side.times.get(name).map_or(&[], Vec::as_slice), part);
+            rows.push(row(format!("{name}_p{part}_ms"), "ms", &figure));
         }
+    }
+    if sides.iter().any(|side| side.weights.is_empty()) {
+        return rows;
     }
     let weights = [&sides[0].weights, &sides[1].weights];
     for (place, pods) in PODS.into_iter().enumerate() {
         let row = |name: String, figure: &dyn Fn(&Weight) -> f64| {
-            let [cove, containerd] = weights.map(|weights| weights.get(place).map(figure));
-            json!({"name": name, "unit": "MB", "cove": cove, "containerd": containerd})
+            let [cove, other] = weights.map(|weights| weights.get(place).map(figure));
+            json!({"name": name, "unit": "MB", "cove": cove, sides[1].name: other})
         };
         rows.push(row(format!("helpers_pss_{pods}_pods_mb"), &|weight| weight.helpers));
         rows.push(row(format!("shmem_{pods}_pods_mb"), &|weight| weight.shmem));

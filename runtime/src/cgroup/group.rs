@@ -182,7 +182,8 @@ impl Cgroup {
             .ok_or(CgroupError::NoController(controller))
     }
 
-    /// Descriptors for `protocol::CgroupPlace`: v2 the directory; v1 `cgroup.procs` of each hierarchy for writing.
+    /// Descriptors for `protocol::CgroupPlace`: v2 the directory; v1 `tasks` of each hierarchy for writing (`cgroup.procs`
+    /// of a v2 beside them).
     ///
     /// # Errors
     /// The group is gone, or descriptors are used up.
@@ -191,7 +192,7 @@ impl Cgroup {
             if self.unified {
                 group.dir.try_clone().map_err(|e| CgroupError::system("duplicate", &group.path, e))
             } else {
-                group.open_file(PROCS, OFlags::WRONLY)
+                group.open_file(if group.is(Version::V1) { TASKS } else { PROCS }, OFlags::WRONLY)
             }
         };
         self.groups.iter().map(open).collect()
