@@ -68,6 +68,8 @@ pub fn main() -> ExitCode {
 fn serve(file: Option<&Path>) -> Result<(), Box<dyn Error>> {
     let config = Config::load(file)?;
     logging::start(&config.log)?;
+    // Modes are asked for as they are meant, and whoever started the daemon is not to widen those of files without one.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     // A lock or a pipe of whoever started the daemon would else be held by every pod.
     cove_runtime::process::keep_descriptors()
         .map_err(|error| format!("keep descriptors from children: {error}"))?;

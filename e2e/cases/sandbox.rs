@@ -1,13 +1,15 @@
 //! Sandboxes: what a pod's environment is, and that it comes and goes.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
 
 use cove_e2e::{Outcome, cgroup, pod};
 use k8s_cri::v1::*;
+use rustix::fs::Mode;
 
 use crate::ensure::Refused;
-use crate::world::World;
+use crate::world::{End, World};
 
 cases!(
     names_itself_and_is_ready,
@@ -21,6 +23,7 @@ cases!(
     places_processes_below_the_cgroup_parent,
     leaves_no_mount_in_the_host_table,
     says_what_is_not_built,
+    lets_nobody_else_at_its_files,
 );
 
 async fn names_itself_and_is_ready(world: &mut World) -> Outcome {
@@ -245,5 +248,37 @@ async fn says_what_is_not_built(world: &mut World) -> Outcome {
     // What did not answer in time would hide a hang.
     tokio::time::timeout(Duration::from_secs(5), world.cri.runtime.version(VersionRequest::default()))
         .await??;
+    Ok(())
+}
+
+async fn lets_nobody_else_at_its_files(world: &mut World) -> Outcome {
+    let Some(place) = world.place.clone() else { return Ok(()) };
+    // Whatever whoever starts it has set.
+    let usual = rustix::process::umask(Mode::empty());
+    let restarted = world.restart(End::Term).await;
+    rustix::process::umask(usual);
+    restarted?;
+    let config = world.pod("private");
+    let id = world.run_pod(&config).await?;
+    world.launch(&id, &config, &world.script("private", "exec sleep 1000")).await?;
+    // The way to what is walked is open: it is not the case's own directory that keeps nobody out.
+    fs::set_permissions(&world.directory, fs::Permissions::from_mode(0o755))?;
+    let (root, state) = (place.root.display().to_string(), place.state.display().to_string());
+    let nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let finds = ["find", &root, &state, "-mindepth", "2"];
+    // Its own errors are what is wanted: it may not look into the directories.
+    let seen = std::process::Command::new("setpriv").args(nobody).args(finds).output()?;
+    ensure_eq!(String::from_utf8(seen.stdout)?, "");
+    ensure!(String::from_utf8(seen.stderr)?.contains("sandboxes"), "it did not look there");
+    let mut open = Vec::new();
+    for entry in fs::read_dir(&root)?.chain(fs::read_dir(&state)?) {
+        let entry = entry?;
+        let written_by_case = [place.config_file(), place.log()].contains(&entry.path());
+        if !written_by_case && entry.metadata()?.mode() & 0o022 != 0 {
+            open.push(entry.path());
+        }
+    }
+    // Whoever is of the socket's group may use the CRI.
+    ensure_eq!(open, [place.socket()]);
     Ok(())
 }
