@@ -1,5 +1,6 @@
 //! Behind `hack/trees`: images of real Debian roots are pulled and run, and what a container sees is compared with what
-//! umoci unpacks of the same image: owners, modes, times, extended attributes, links, devices and content.
+//! umoci unpacks of the same image: owners, modes, times, extended attributes, links, devices and content. And each layer's
+//! archive is made again from its files, and has its digest.
 //!
 //! `trees DIRECTORY` keeps the downloaded packages below DIRECTORY.
 #![forbid(unsafe_code)]
@@ -9,7 +10,7 @@ mod image;
 mod picture;
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use cove_e2e::daemon::{self, Place};
 use cove_e2e::kubelet::Kubelet;
@@ -69,7 +70,7 @@ async fn run(cache: &Path) -> Outcome<bool> {
     for recipe in &RECIPES {
         let work = directory.path().join("work");
         std::fs::create_dir_all(&work)?;
-        match Box::pin(compare(recipe, cache, &work, &registry, &mut cri)).await {
+        match Box::pin(compare(recipe, cache, &work, &registry, &place, &mut cri)).await {
             Ok(files) => {
                 passed += 1;
                 println!("ok {recipe}: {files} paths are the same");
@@ -94,6 +95,7 @@ async fn compare(
     cache: &Path,
     work: &Path,
     registry: &Registry,
+    place: &Place,
     cri: &mut Kubelet,
 ) -> Outcome<usize> {
     let packages = debian::packages(cache, recipe.suite, recipe.variant)?;
@@ -105,6 +107,7 @@ async fn compare(
 
     let reference = registry.push(&format!("trees/{}", recipe.suite), &recipe.layers.to_string(), &image)?;
     cri.pull(&reference).await?;
+    let rebuilt = rebuilt(place);
     let sandbox = pod::sandbox("trees");
     let id = cri.run(&sandbox).await?;
     let container = pod::container("root", &reference, &["/busybox-cove", "sleep", "1000000"]);
@@ -120,5 +123,17 @@ async fn compare(
     let image = Some(ImageSpec { image: reference, ..Default::default() });
     cri.0.images.remove_image(RemoveImageRequest { image }).await?;
     picture::same(&expected, &seen?)?;
+    rebuilt?;
     Ok(expected.len())
+}
+
+/// Every layer's archive comes back from its files.
+fn rebuilt(place: &Place) -> Outcome {
+    let mut command = Command::new(place.programs.join("cove"));
+    let output = command.arg("--config").arg(place.config_file()).args(["check", "--content"]).output()?;
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if output.status.success() && out.is_empty() && !err.contains("cannot be compared") {
+        return Ok(());
+    }
+    Err(format!("check --content: {}: {out}{err}", output.status).into())
 }
