@@ -9,6 +9,7 @@ use cove_e2e::archive::{self, Member};
 use cove_e2e::daemon::Place;
 use cove_e2e::image::{self, Layer};
 use cove_e2e::random::Random;
+use cove_e2e::relay::Relay;
 use cove_e2e::server::{Answer, Asked, Server};
 use cove_e2e::{Outcome, wait};
 use k8s_cri::v1::*;
@@ -19,6 +20,7 @@ use crate::world::{SOON, World};
 cases!(
     imports_archives_of_every_form,
     runs_what_was_imported_at_once,
+    sends_no_layer_that_is_there,
     imports_what_skopeo_writes,
     refuses_hostile_archives,
     imports_where_no_daemon_runs,
@@ -42,7 +44,7 @@ fn noise(count: usize) -> Vec<u8> {
 }
 
 /// A small layer, and one that can be no document.
-fn two_layers(text: &str) -> Outcome<image::Image> {
+pub(crate) fn two_layers(text: &str) -> Outcome<image::Image> {
     let layers =
         vec![Layer::new().file("text", 0o644, text), Layer::new().file("big", 0o644, noise(5 << 20))];
     image::build(layers, json!({"Cmd": ["/text"]}))
@@ -59,7 +61,7 @@ fn command(world: &World, arguments: &[&str]) -> Outcome<Command> {
     Ok(command)
 }
 
-fn run(world: &World, arguments: &[&str], input: &[u8]) -> Outcome<Output> {
+pub(crate) fn run(world: &World, arguments: &[&str], input: &[u8]) -> Outcome<Output> {
     let mut child = command(world, arguments)?
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -75,25 +77,25 @@ fn run(world: &World, arguments: &[&str], input: &[u8]) -> Outcome<Output> {
 }
 
 /// Standard output and standard error of a command that works.
-fn works(world: &World, arguments: &[&str], input: &[u8]) -> Outcome<(String, String)> {
+pub(crate) fn works(world: &World, arguments: &[&str], input: &[u8]) -> Outcome<(String, String)> {
     let output = run(world, arguments, input)?;
     let (out, err) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
     ensure!(output.status.success(), "{arguments:?}: {}: {err}", output.status);
     Ok((out, err))
 }
 
-async fn list(world: &mut World) -> Outcome<Vec<Image>> {
+pub(crate) async fn list(world: &mut World) -> Outcome<Vec<Image>> {
     Ok(world.cri.images.list_images(ListImagesRequest { filter: None }).await?.into_inner().images)
 }
 
-async fn find(world: &mut World, name: &str) -> Outcome<Option<Image>> {
+pub(crate) async fn find(world: &mut World, name: &str) -> Outcome<Option<Image>> {
     let spec = ImageSpec { image: name.into(), ..Default::default() };
     let request = ImageStatusRequest { image: Some(spec), verbose: false };
     Ok(world.cri.images.image_status(request).await?.into_inner().image)
 }
 
 /// Nothing half-done is in the store.
-fn is_tidy(world: &World) -> Outcome {
+pub(crate) fn is_tidy(world: &World) -> Outcome {
     let root = world.place.as_ref().ok_or("no place")?.root.join("images");
     wait::until("the store to be tidy", SOON, || {
         let count = |name: &str| Ok::<_, std::io::Error>(fs::read_dir(root.join(name))?.count());
@@ -153,6 +155,49 @@ async fn runs_what_was_imported_at_once(world: &mut World) -> Outcome {
     let config = cove_e2e::pod::container("c", "docker.io/imported/app:1", &["cat", "/said"]);
     let (status, text) = world.output(&sandbox, &pod, &config).await?;
     ensure_eq!((status.exit_code, text.as_str()), (0, "imported\n"));
+    Ok(())
+}
+
+/// A directory and a plain tar in a file: no more than the documents travels of what the daemon has.
+async fn sends_no_layer_that_is_there(world: &mut World) -> Outcome {
+    let place = world.place.as_ref().ok_or("no place")?;
+    let relay = Relay::start(world.directory.join("relay.sock"), &place.socket())?;
+    let config = world.directory.join("relayed.toml");
+    fs::write(&config, format!("listen = [\"unix://{}\"]\n{}", relay.socket.display(), place.config()))?;
+    let cove = place.programs.join("cove");
+    let import = |source: &Path| {
+        let mut command = Command::new(&cove);
+        let output = command.arg("--config").arg(&config).args(["image", "import"]).arg(source).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Outcome::Ok((relay.taken().0, String::from_utf8(output.stderr)?))
+    };
+    let is_again = |sent: u64, told: &str| {
+        ensure!(sent < 20_000, "{sent} bytes were sent again");
+        ensure!(told.contains(", not needed") && !told.contains("done"), "{told}");
+        Outcome::Ok(())
+    };
+    for form in ["layout", "layout.tar", "saved.tar"] {
+        let layers = vec![Layer::new().file(&format!("big-{form}"), 0o644, noise(5 << 20))];
+        let made = image::build(layers, json!({}))?;
+        let name = format!("r.io/{form}:1");
+        let path = world.directory.join(form);
+        match form {
+            "layout" => archive::unpack(&archive::layout(&made, &named(&name))?, &path)?,
+            "layout.tar" => fs::write(&path, archive::tar(&archive::layout(&made, &named(&name))?))?,
+            _ => fs::write(&path, archive::tar(&archive::saved(&[(&made, &[name.as_str()])])?))?,
+        }
+        let (sent, told) = import(&path)?;
+        ensure!(sent > 5 << 20 && told.contains(", done"), "{form}: {sent} bytes: {told}");
+        let (sent, told) = import(&path)?;
+        is_again(sent, &told)?;
+        // An image of these layers and a further one.
+        let changed = image::build_on(&made, vec![Layer::new().file("top", 0o644, form)], json!({}))?;
+        let path = world.directory.join(format!("changed-{form}"));
+        archive::unpack(&archive::layout(&changed, &named("r.io/changed:1"))?, &path)?;
+        let (sent, told) = import(&path)?;
+        ensure!(sent < 20_000 && told.contains(", done") && told.contains(", not needed"), "{sent}: {told}");
+        is_tidy(world)?;
+    }
     Ok(())
 }
 

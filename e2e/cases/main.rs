@@ -40,6 +40,7 @@ mod exhausted;
 mod hostile;
 mod image;
 mod image_command;
+mod image_containerd;
 mod image_credentials;
 mod image_hostile;
 mod image_limits;
@@ -90,6 +91,7 @@ const ROOMS: &[(&str, &[world::Case])] = &[
     ("image_hostile", image_hostile::CASES),
     ("image_limits", image_limits::CASES),
     ("image_command", image_command::CASES),
+    ("image_containerd", image_containerd::CASES),
     ("network", network::CASES),
     ("ways", ways::CASES),
     ("cni", cni::CASES),

@@ -110,6 +110,7 @@ fn pieces(progress: Arc<Progress>, pieces: Receiver<Bytes>, work: Work) -> Answe
 #[tonic::async_trait]
 impl Service for OwnImages {
     type PullStream = Events;
+    type PresentStream = Pin<Box<dyn Stream<Item = Result<wire::PresentResponse, Status>> + Send>>;
     type ImportStream = Events;
     type RepairStream = Events;
     type CheckStream = Answers<wire::CheckEvent>;
@@ -161,6 +162,22 @@ impl Service for OwnImages {
         Span::current().record("image", &reference);
         self.images.remove(&reference).await.map_err(Error::from)?;
         Ok(Response::new(wire::RemoveResponse {}))
+    }
+
+    async fn present(
+        &self,
+        request: Request<wire::PresentRequest>,
+    ) -> Result<Response<Self::PresentStream>, Status> {
+        let asked = own::diff_ids(&request.into_inner().diff_ids)?;
+        let present = self.images.present(&asked);
+        let diff_ids = present.diff_ids.iter().map(ToString::to_string).collect();
+        let answer = stream::once(async { Ok(wire::PresentResponse { diff_ids }) });
+        // What is there stays until whoever asked ends the call.
+        let held = stream::unfold(present, |present| async move {
+            let _held = present;
+            std::future::pending().await
+        });
+        Ok(Response::new(Box::pin(answer.chain(held))))
     }
 
     async fn import(

@@ -28,7 +28,7 @@ use crate::store::RootLock;
 /// What two ends of a connection within this process hold.
 const DUPLEX: usize = 1024 * 1024;
 /// The largest message in either direction: that of the server.
-const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+pub(super) const MAX_MESSAGE: usize = 16 * 1024 * 1024;
 /// What this side takes before it says so: one message and more.
 const WINDOW: u32 = 4 * 1024 * 1024;
 
@@ -66,20 +66,29 @@ fn told(socket: &Path, error: &std::io::Error) -> Box<dyn Error> {
 async fn client(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
 ) -> Result<ImagesClient<Channel>, hyper::Error> {
-    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
-        .handshake(TokioIo::new(stream))
-        .await?;
-    // Its end is seen by whoever waits for an answer.
-    tokio::spawn(connection);
-    let client = ImagesClient::with_origin(Channel(sender), Uri::from_static("http://cove"));
+    let client = ImagesClient::with_origin(Channel::over(stream).await?, Uri::from_static("http://cove"));
     Ok(client.max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))
 }
 
 /// One HTTP/2 connection.
 #[derive(Debug, Clone)]
 pub(super) struct Channel(SendRequest<Body>);
+
+impl Channel {
+    /// Begins HTTP/2 on a stream.
+    pub(super) async fn over(
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    ) -> Result<Self, hyper::Error> {
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
+            .handshake(TokioIo::new(stream))
+            .await?;
+        // Its end is seen by whoever waits for an answer.
+        tokio::spawn(connection);
+        Ok(Self(sender))
+    }
+}
 
 impl Service<Request<Body>> for Channel {
     type Response = Response<Incoming>;

@@ -2,8 +2,14 @@
 
 mod archive;
 mod bars;
+#[cfg(feature = "containerd")]
+mod containerd;
+mod directory;
+mod file;
+mod import;
 mod list;
 mod output;
+mod source;
 
 use std::error::Error;
 use std::io::{BufRead as _, Write as _};
@@ -16,6 +22,7 @@ use super::connect::{self, Connected};
 use crate::api::own::{Event, ExportRequest, Image, PullRequest, RemoveRequest};
 use crate::config::Config;
 pub(in crate::cli) use bars::Bars;
+use import::Import;
 use output::Output;
 
 /// What to do with images.
@@ -35,7 +42,7 @@ pub(crate) enum Action {
         #[arg(required = true)]
         images: Vec<String>,
     },
-    /// Take in the images of an archive: of `docker save`, or an OCI image layout
+    /// Take in the images of an archive (of `docker save`, or an OCI image layout), or those of a containerd
     Import(Import),
     /// Write images as an archive: an OCI image layout that `docker load` takes, too; layers are not compressed
     Export(Export),
@@ -52,19 +59,6 @@ pub(crate) struct Pull {
     /// Read the password from standard input
     #[arg(long, requires = "username")]
     password_stdin: bool,
-}
-
-/// What is imported, and how.
-#[derive(Debug, Args)]
-pub(crate) struct Import {
-    /// A tar file (also compressed), the directory of an OCI image layout, or - for standard input
-    source: PathBuf,
-    /// Never remove the images to make room
-    #[arg(long)]
-    pinned: bool,
-    /// Name the one image of the archive so
-    #[arg(long, value_name = "REFERENCE")]
-    name: Option<String>,
 }
 
 /// What is exported, and where to.
@@ -88,7 +82,7 @@ pub(super) fn run(action: &Action, option: Option<&Path>) -> Result<(), Box<dyn 
             Action::Ls { pulling: true } => print(&list::pulls(&mut connected).await?),
             Action::Pull(pull) => pull_one(&mut connected, pull).await,
             Action::Rm { images } => remove(&mut connected, images).await,
-            Action::Import(import) => import_one(&mut connected, import).await,
+            Action::Import(import) => import::run(&mut connected, import, &config).await,
             Action::Export(export) => export_all(&mut connected, export).await,
         }
     })
@@ -123,19 +117,6 @@ async fn remove(connected: &mut Connected, images: &[String]) -> Result<(), Box<
         connected.images.remove(request).await.map_err(told)?;
     }
     Ok(())
-}
-
-async fn import_one(connected: &mut Connected, import: &Import) -> Result<(), Box<dyn Error>> {
-    let choices = archive::Choices { pinned: import.pinned, name: import.name.clone().unwrap_or_default() };
-    let (requests, failure) = archive::requests(&import.source, choices)?;
-    let work = async {
-        let events = connected.images.import(requests).await.map_err(told)?;
-        show(events.into_inner()).await
-    };
-    tokio::select! {
-        shown = work => shown,
-        Ok(failure) = failure => Err(failure.error.into()),
-    }
 }
 
 async fn export_all(connected: &mut Connected, export: &Export) -> Result<(), Box<dyn Error>> {

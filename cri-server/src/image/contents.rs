@@ -17,14 +17,13 @@ use super::ImageError;
 use super::bounds::Bounds;
 use super::layer::{errno, limit_key, record};
 use super::lease::Pins;
+use super::links::Links;
 use super::manifest::Descriptor;
-use super::plan::{self, DOCKER, Documents, INDEX, Plan, shown};
+use super::plan::{self, DOCKER, Documents, INDEX, Plan, PlannedLayer, shown};
 use super::progress::{LayerProgress, LayerState, Progress};
 use super::stage::{Stage, StagedLayer};
 use super::store::Store;
 
-/// How many links lead to one member: each names another, and may name itself.
-const MAX_LINKS: usize = 8;
 /// Below this directory members are named by their digests.
 const BLOBS: &str = "blobs/";
 
@@ -61,7 +60,7 @@ pub(super) struct Contents<'a> {
     limits: &'a Limits,
     progress: &'a Progress,
     members: HashMap<String, Content>,
-    links: HashMap<String, String>,
+    links: Links,
     spool: Stage,
     spooled: u64,
     /// How many members were put by.
@@ -99,7 +98,7 @@ impl<'a> Contents<'a> {
             limits,
             progress,
             members: HashMap::new(),
-            links: HashMap::new(),
+            links: Links::default(),
             spool: Stage::new(store.clone())?,
             spooled: 0,
             small: 0,
@@ -125,11 +124,11 @@ impl<'a> Contents<'a> {
         match member.kind {
             MemberKind::Other => return Ok(()),
             // What two readers could take for two things is refused.
-            _ if self.members.contains_key(&name) || self.links.contains_key(&name) => return twice(&name),
+            _ if self.members.contains_key(&name) || self.links.has(&name) => return twice(&name),
             MemberKind::Link(to) => {
                 // What is not UTF-8 names no member.
                 if let Ok(to) = to.into_os_string().into_string() {
-                    self.links.insert(name, to);
+                    self.links.add(name, to);
                 }
                 return Ok(());
             }
@@ -248,23 +247,20 @@ impl<'a> Contents<'a> {
         named.iter().all(|layer| index.layers.contains_key(&layer.diff_id))
     }
 
-    /// The member that a name in a document means: without `.` and empty parts, at the end of links.
-    fn resolve(&self, name: &str) -> Option<String> {
-        let parts: Vec<&str> = name.split('/').filter(|part| !["", "."].contains(part)).collect();
-        let mut name = parts.join("/");
-        for _ in 0..MAX_LINKS {
-            match self.links.get(&name) {
-                Some(to) => name.clone_from(to),
-                None => return Some(name),
-            }
-        }
-        None
-    }
-
     fn member(&self, name: &str) -> Option<(String, &Content)> {
         let name = self.resolve(name)?;
         let content = self.members.get(&name)?;
         Some((name, content))
+    }
+
+    /// Tells of a layer that is in the store, and that the sender has left out therefore.
+    pub(super) fn left_out(&self, layer: &PlannedLayer) {
+        if self.member(&layer.member).is_none() {
+            let size = layer.blob.as_ref().map_or(0, |blob| blob.size);
+            let watched = Arc::new(LayerProgress::new(label(&layer.member), size));
+            watched.set(LayerState::Present);
+            self.progress.layer(watched);
+        }
     }
 
     /// The layer that a member is, unpacked now if it was put by. `blob` is what a manifest says of the member.
@@ -325,6 +321,10 @@ impl Documents for Contents<'_> {
             }
             None => Ok(None),
         }
+    }
+
+    fn resolve(&self, name: &str) -> Option<String> {
+        self.links.resolve(name)
     }
 }
 

@@ -176,6 +176,11 @@ impl ImageError {
         Self::Archive { part: part.into(), reason: reason.into() }
     }
 
+    /// A document of an archive that its sender could not read.
+    pub(crate) fn unread(name: &str, cause: &dyn std::fmt::Display) -> Self {
+        Self::archive(super::plan::shown(name), cause.to_string())
+    }
+
     /// A failed system call of the store.
     pub(super) fn store(
         doing: &'static str,

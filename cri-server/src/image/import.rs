@@ -91,7 +91,9 @@ fn layers(store: &Store, contents: &mut Contents<'_>, image: &Planned) -> Result
     let mut unpacked = Vec::new();
     for layer in image.layers.iter().filter(|layer| seen.insert(&layer.diff_id)) {
         let is_there = store.index().layers.contains_key(&layer.diff_id);
-        if !is_there {
+        if is_there {
+            contents.left_out(layer);
+        } else {
             unpacked.push(verified(contents, image, layer)?);
         }
     }

@@ -34,7 +34,9 @@ mod inventory;
 mod layer;
 mod layout;
 mod lease;
+mod links;
 mod manifest;
+mod outline;
 mod pinned;
 mod plan;
 mod progress;
@@ -70,8 +72,13 @@ pub use error::ImageError;
 use flight::Flights;
 pub use import::Choices;
 pub(crate) use inventory::{OnDisk, OnDiskLayer, inventory};
+pub(crate) use links::Links;
+pub(crate) use outline::Outline;
 use pinned::Pinned;
 pub(crate) use pinned::is_pattern;
+pub(crate) use plan::Documents;
+#[cfg(feature = "containerd")]
+pub(crate) use plan::{DOCKER, INDEX};
 use progress::{Board, LayerProgress};
 pub use progress::{LayerNow, LayerState, Progress};
 use reference::Reference;
@@ -209,6 +216,14 @@ pub struct Lease {
     /// The image.
     pub image: Arc<Image>,
     _guard: Arc<lease::Guard>,
+}
+
+/// Layers that are in the store, and stay there while this lives.
+#[derive(Debug)]
+pub struct Present {
+    /// Their diff IDs.
+    pub diff_ids: Vec<Digest>,
+    _pins: lease::Pins,
 }
 
 /// Credentials of one pull. Nothing of it is stored or logged.
@@ -364,6 +379,14 @@ impl Images {
         imported?
     }
 
+    /// Which of these layers are in the store, in the order of the question. They stay there while what is returned lives.
+    pub fn present(&self, diff_ids: &[Digest]) -> Present {
+        let pins = lease::Pins::new(self.shared.store.clone(), diff_ids);
+        let index = self.shared.store.index();
+        let there = diff_ids.iter().filter(|diff_id| index.layers.contains_key(diff_id)).cloned().collect();
+        Present { diff_ids: there, _pins: pins }
+    }
+
     /// Writes images as an archive that other tools read, too. Its bytes come while the future is waited for; without what the
     /// future gives they are no whole archive. Dropping the receiver ends it.
     pub fn export(
@@ -509,6 +532,12 @@ impl Drop for Over {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
+}
+
+/// The one form that a name of an image is stored in: `docker.io/library/busybox:latest` for `busybox`.
+#[cfg(feature = "containerd")]
+pub(crate) fn whole_name(text: &str) -> Result<String, ImageError> {
+    Ok(Reference::parse(text)?.to_string())
 }
 
 fn sha256(bytes: &[u8]) -> Digest {

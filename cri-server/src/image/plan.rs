@@ -13,16 +13,21 @@ use super::manifest::Descriptor;
 pub(super) use oci::member;
 
 /// The document of an OCI image layout that names its images.
-pub(super) const INDEX: &str = "index.json";
+pub(crate) const INDEX: &str = "index.json";
 /// The document of `docker save` that names its images.
-pub(super) const DOCKER: &str = "manifest.json";
+pub(crate) const DOCKER: &str = "manifest.json";
 /// Names that one image may get from an archive.
 const MAX_NAMES: usize = 1000;
 
 /// Where documents are read.
-pub(super) trait Documents {
+pub(crate) trait Documents {
     /// A member of at most `image_limits.document_bytes`, if it is there.
     fn document(&self, name: &str) -> Result<Option<Vec<u8>>, ImageError>;
+
+    /// The member that a name in a document means, where names can lead elsewhere. `None`: to nothing.
+    fn resolve(&self, name: &str) -> Option<String> {
+        Some(name.to_owned())
+    }
 }
 
 /// An image as the archive describes it.

@@ -69,6 +69,12 @@ impl<'a, R: Read> Archive<'a, R> {
         Ok(Some(Member { path, kind }))
     }
 
+    /// How many bytes were read of the archive, as it is when it is not compressed: before the content of a member is read,
+    /// where that begins.
+    pub fn offset(&self) -> u64 {
+        self.reader.offset()
+    }
+
     /// The content of the member that came last.
     pub fn body(&mut self) -> Body<'_, 'a, R> {
         Body(self)
@@ -154,7 +160,9 @@ mod tests {
         let mut found = Vec::new();
         while let Some(member) = archive.next_member().unwrap() {
             let mut text = String::new();
+            let begin = usize::try_from(archive.offset()).unwrap();
             archive.body().read_to_string(&mut text).unwrap();
+            assert!(bytes[begin..].starts_with(text.as_bytes()));
             found.push((member.path, member.kind, text));
         }
         archive.finish().unwrap();

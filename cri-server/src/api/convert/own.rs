@@ -1,5 +1,7 @@
 //! Images and their progress on the wire of Cove's own command line.
 
+use cove_layer::Digest;
+
 use super::super::own as wire;
 use super::field::no_control;
 use crate::error::Error;
@@ -15,6 +17,15 @@ pub(in crate::api) fn reference(field: &'static str, text: String) -> Result<Str
     }
     no_control(field, &text)?;
     Ok(text)
+}
+
+/// Diff IDs that a request asks after.
+pub(in crate::api) fn diff_ids(texts: &[String]) -> Result<Vec<Digest>, Error> {
+    let parse = |text: &String| {
+        text.parse()
+            .map_err(|_| Error::invalid("diff_ids", "has something that is no sha256 or sha512 digest"))
+    };
+    texts.iter().map(parse).collect()
 }
 
 /// An image.

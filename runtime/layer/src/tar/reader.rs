@@ -33,6 +33,11 @@ impl<'a, R: Read> Reader<'a, R> {
         self.entries
     }
 
+    /// How many bytes were taken.
+    pub(crate) fn offset(&self) -> u64 {
+        self.stream.offset()
+    }
+
     /// The next entry. What is left of the content before it is passed over.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>, LayerError> {
         self.pass_body()?;
