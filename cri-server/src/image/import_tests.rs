@@ -379,3 +379,28 @@ async fn an_archive_that_is_cut_off_leaves_nothing() {
     assert!(gone.is_err());
     store.settles_with(&[]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_that_are_told_to_be_there_stay_and_need_not_be_sent() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = TestStore::open_as(directory.path(), options());
+    store.images.recovered();
+    let layers = two_layers();
+    let diff_ids: Vec<Digest> = layers.iter().map(|layer| sha256(layer)).collect();
+    let unknown = sha256(b"no layer");
+    let members = layout(&layers, "r.io/a:1");
+    import(&store, archive(&members), Choices::default()).await.unwrap();
+    let asked = [diff_ids[1].clone(), unknown, diff_ids[0].clone()];
+    let held = store.images.present(&asked);
+    assert_eq!(held.diff_ids, [diff_ids[1].clone(), diff_ids[0].clone()]);
+    store.images.remove("r.io/a:1").await.unwrap();
+    store.settles_with(&[&diff_ids[0], &diff_ids[1]]).await;
+    let images = import(&store, archive(&members[..4]), Choices::default()).await.unwrap();
+    is_whole(&images[0]);
+    drop(images);
+    store.images.remove("r.io/a:1").await.unwrap();
+    drop(held);
+    store.settles_with(&[]).await;
+    let error = import(&store, archive(&members[..4]), Choices::default()).await.unwrap_err().to_string();
+    assert!(error.contains("is not in the archive, and its layer is not in the store"), "{error}");
+}

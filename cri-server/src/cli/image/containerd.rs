@@ -358,3 +358,61 @@ impl Source for Layout {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_says_nothing_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let address = directory.path().join("silent.sock");
+        let listener = UnixListener::bind(&address).unwrap();
+        let node = Node::connect(&address, "k8s.io").await.unwrap();
+        let (_held, _) = listener.accept().await.unwrap();
+        let error = node.images(&[]).await.unwrap_err().to_string();
+        assert!(error.contains("silent.sock has sent nothing for 30s"), "{error}");
+    }
+
+    #[test]
+    fn an_image_is_asked_for_as_containerd_or_as_a_pod_names_it() {
+        let (id, other) = (format!("sha256:{}", "a".repeat(64)), format!("sha256:{}", "b".repeat(64)));
+        let names = [id.clone(), "busybox".to_owned(), "r.io/a:1".to_owned(), "no name at all".to_owned()];
+        let wanted = Wanted::new(&names);
+        for name in [&id, "docker.io/library/busybox:latest", "r.io/a:1", "no name at all"] {
+            assert!(wanted.has(name), "{name}");
+        }
+        for name in [&other, "docker.io/library/busybox:1", "r.io/a:2", "r.io/a", "some other name"] {
+            assert!(!wanted.has(name), "{name}");
+        }
+        let found = "docker.io/library/busybox:latest".to_owned();
+        assert_eq!(
+            wanted.without(&HashSet::from([&found])).collect::<Vec<_>>(),
+            [&names[0], &names[2], &names[3]]
+        );
+        assert!(Wanted::new(&[]).has("any"));
+    }
+
+    #[test]
+    fn an_id_is_no_name() {
+        let target =
+            Descriptor { media_type: "t".into(), digest: "sha256:0".into(), size: 3, ..Default::default() };
+        let id = format!("sha256:{}", "a".repeat(64));
+        let index = |names: &[&str]| {
+            let names = names.iter().map(|name| (*name).to_owned()).collect();
+            let image = Image { names, target: target.clone(), pinned: false };
+            serde_json::from_slice::<Value>(&index(&image).unwrap()).unwrap()["manifests"].clone()
+        };
+        let bare = json!({"mediaType": "t", "digest": "sha256:0", "size": 3});
+        assert_eq!(index(&[&id]), json!([bare]));
+        let named = index(&["r.io/a:1", &id, "r.io/b:2"]);
+        let name = |at: usize| named[at]["annotations"]["io.containerd.image.name"].clone();
+        assert_eq!(
+            (named.as_array().unwrap().len(), name(0), name(1)),
+            (2, "r.io/a:1".into(), "r.io/b:2".into())
+        );
+    }
+}

@@ -26,10 +26,10 @@ pub(crate) struct Import {
     #[arg(long, value_enum, value_name = "STORE")]
     from: Option<Store>,
     /// The namespace of containerd that has the images
-    #[arg(long, default_value = "k8s.io")]
+    #[arg(long, requires = "from", default_value = "k8s.io")]
     namespace: String,
     /// The socket of containerd
-    #[arg(long, value_name = "SOCKET", default_value = "/run/containerd/containerd.sock")]
+    #[arg(long, requires = "from", value_name = "SOCKET", default_value = "/run/containerd/containerd.sock")]
     address: PathBuf,
     /// Never remove the images to make room
     #[arg(long)]
@@ -133,13 +133,8 @@ async fn send(
     mut outline: Outline,
     choices: archive::Choices,
 ) -> Result<(), Box<dyn Error>> {
-    let asked = outline.diff_ids();
-    let mut _held = None;
-    if !asked.is_empty() {
-        let (there, held) = present(connected, &asked).await?;
-        outline.present(&there);
-        _held = Some(held);
-    }
+    let (there, _held) = present(connected, &outline.diff_ids()).await?;
+    outline.present(&there);
     let (requests, failure) = archive::requests(source, outline, choices)?;
     let work = async {
         let events = connected.images.import(requests).await.map_err(told)?;
@@ -161,4 +156,43 @@ async fn present(
     let answer = held.message().await.map_err(told)?.unwrap_or_default();
     let there = answer.diff_ids.iter().map(|diff_id| diff_id.parse()).collect::<Result<_, _>>()?;
     Ok((there, held))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        import: Import,
+    }
+
+    #[test]
+    fn an_archive_or_a_store_is_named() {
+        let good: [&[&str]; 5] = [
+            &["-"],
+            &["--name", "a:1", "x.tar"],
+            &["--from", "containerd"],
+            &["--from", "containerd", "--namespace", "moby", "--address", "/x.sock"],
+            &["--from", "containerd", "--pinned", "a:1", "b:2"],
+        ];
+        let bad: [&[&str]; 5] = [
+            &[],
+            &["--from", "docker"],
+            &["--from", "containerd", "--name", "a:1"],
+            &["--namespace", "moby", "x.tar"],
+            &["--address", "/x.sock", "x.tar"],
+        ];
+        let parse = |words: &[&str]| Line::try_parse_from([&["import"], words].concat());
+        for words in good {
+            parse(words).unwrap();
+        }
+        for words in bad {
+            assert!(parse(words).is_err(), "{words:?}");
+        }
+        assert_eq!(parse(&["--from", "containerd"]).unwrap().import.namespace, "k8s.io");
+    }
 }
