@@ -1,11 +1,12 @@
 //! The daemon's own directories: made for root alone, and removed by way of the trash.
 
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use cove_path::Tree;
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
 use crate::error::Error;
 
@@ -19,6 +20,22 @@ pub fn make_private_directory(path: &Path) -> Result<(), Error> {
         .mode(0o700)
         .create(path)
         .map_err(|error| Error::system("create directory", path.display().to_string(), error))
+}
+
+/// Makes the directory in which each object has one of its own. Each of those is to begin in a part of the disk of its own,
+/// where the file system knows how (`T` of chattr(1)): ext4 would make all of them in one block group, and there look
+/// up each inode that was freed in the last minute before it takes another. Blocking.
+pub fn make_room(path: &Path) -> Result<(), Error> {
+    make_private_directory(path)?;
+    let set_apart = || {
+        let room = File::open(path)?;
+        ioctl_setflags(&room, ioctl_getflags(&room)? | IFlags::TOPDIR)?;
+        Ok::<_, io::Error>(())
+    };
+    if let Err(error) = set_apart() {
+        tracing::debug!(path = %path.display(), %error, "objects are not spread over the disk");
+    }
+    Ok(())
 }
 
 /// Takes a directory out of sight in one step; its content is removed later. None if it was gone. Blocking.
@@ -50,6 +67,21 @@ pub fn remove_tree(path: &Path) -> Result<(), Error> {
 mod tests {
     use super::*;
     use std::fs;
+
+    #[test]
+    fn objects_are_spread_over_the_disk_where_it_can() {
+        /// linux/magic.h
+        const EXT4: rustix::fs::FsWord = 0xEF53;
+        let root = tempfile::tempdir().unwrap();
+        let room = root.path().join("a/room");
+        for _ in 0..2 {
+            make_room(&room).unwrap();
+        }
+        let room = File::open(&room).unwrap();
+        if rustix::fs::fstatfs(&room).unwrap().f_type == EXT4 {
+            assert!(ioctl_getflags(&room).unwrap().contains(IFlags::TOPDIR));
+        }
+    }
 
     #[test]
     fn what_is_removed_is_out_of_sight_first_and_gone_twice_is_fine() {

@@ -49,6 +49,9 @@ pub async fn recover(node: &Arc<Node>) -> Result<(), Error> {
 /// Everything that must be known before the gate opens. Blocking.
 fn prepare(node: &Arc<Node>) -> Result<read::Found, Error> {
     let config = node.config.load_full();
+    for room in ["sandboxes", "containers"] {
+        store::make_room(&config.root.join(room))?;
+    }
     let restarted = mark(&config.state)?;
     let generation = next_generation(&config.state)?;
     let program =
