@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .build_transport(false)
         .bytes(".cove.images.v1.ImportRequest")
         .bytes(".cove.images.v1.ExportPiece")
-        .skip_debug(["cove.images.v1.PullRequest"])
+        .skip_debug(["cove.images.v1.PullRequest", "cove.images.v1.RepairRequest"])
         .compile_fds(own)?;
     Ok(())
 }

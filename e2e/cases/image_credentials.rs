@@ -10,12 +10,17 @@ use cove_e2e::proxy::Proxy;
 use cove_e2e::registry::{Guard, Registry};
 use cove_e2e::server::{Answer, Server};
 
+use crate::image_command::{run, works};
 use crate::image_pull::{
     BASIC, PASSWORD, USERS, alice, configure, keeps_secrets, remove_all, small, try_pull,
 };
 use crate::world::World;
 
-cases!(shows_them_to_their_registry_alone, goes_through_a_proxy_that_sees_none,);
+cases!(
+    shows_them_to_their_registry_alone,
+    goes_through_a_proxy_that_sees_none,
+    mends_with_them_what_is_of_their_registry,
+);
 
 /// Whom the proxy lets in; percent-encoded in its URL.
 const PROXY_USER: &str = "p%40xy:pass%3Aword";
@@ -223,4 +228,46 @@ fn hides_the_proxy(world: &World, texts: &[String]) -> Outcome {
         ensure!(shown.is_none(), "{shown:?} is shown: {:.2000}", text);
     }
     Ok(())
+}
+
+async fn mends_with_them_what_is_of_their_registry(world: &mut World) -> Outcome {
+    let directory = world.directory.join("mends");
+    let blobs = directory.join("blobs");
+    let open = Registry::start(&blobs)?;
+    let made = small("mended")?;
+    open.push("e2e/mended", "1", &made)?;
+    let guard = Guard { auth: basic(&directory)?, ..Guard::default() };
+    let registry = Registry::guarded(&directory.join("basic"), &blobs, &guard)?;
+    let password = format!("{PASSWORD}\n");
+    let asks = ["--username", "alice", "--password-stdin"];
+    let reference = format!("{}/e2e/mended:1", registry.host);
+    works(world, &[&["pull", &reference][..], &asks].concat(), password.as_bytes())?;
+
+    let layers = world.place.as_ref().ok_or("no place")?.root.join("images/layers");
+    let text = |entry: std::io::Result<fs::DirEntry>| Some(entry.ok()?.path().join("fs/text"));
+    let file =
+        fs::read_dir(layers)?.filter_map(text).find(|file| file.is_file()).ok_or("no layer has the file")?;
+    fs::write(&file, "cut off")?;
+    let repair = ["check", "--repair"];
+    let elsewhere = open.host.as_str();
+    for (arguments, expected) in [
+        (repair.to_vec(), "answered 401"),
+        ([&repair[..], &asks].concat(), "--registry"),
+        ([&repair[..], &["--registry", elsewhere], &asks].concat(), "answered 401"),
+        (["check", "--registry", elsewhere].to_vec(), "--repair"),
+    ] {
+        let output = run(world, &arguments, password.as_bytes())?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(
+            !output.status.success() && text.contains(expected),
+            "{arguments:?}: {expected:?} is not in {text}"
+        );
+        ensure!(!text.contains(PASSWORD), "{arguments:?}: {text}");
+        ensure_eq!(fs::read(&file)?, b"cut off");
+    }
+    let arguments = [&repair[..], &["--registry", &registry.host], &asks].concat();
+    works(world, &arguments, password.as_bytes())?;
+    ensure_eq!(fs::read(&file)?, b"mended");
+    works(world, &["rm", &reference], b"")?;
+    keeps_secrets(world, &[])
 }

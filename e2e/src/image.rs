@@ -28,7 +28,12 @@ impl Blob {
 
 /// `sha256:…` of `bytes`.
 pub fn digest(bytes: &[u8]) -> String {
-    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    digest_of(Sha256::new_with_prefix(bytes))
+}
+
+/// The same of what was hashed already.
+pub fn digest_of(hash: Sha256) -> String {
+    let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{hex}")
 }
 

@@ -107,6 +107,13 @@ fn pieces(progress: Arc<Progress>, pieces: Receiver<Bytes>, work: Work) -> Answe
     }))
 }
 
+/// Who asks a registry; only `registry`, if it is named.
+fn auth(username: String, password: String, registry: String) -> Option<Auth> {
+    let is_anonymous = username.is_empty();
+    let auth = Auth { username, password: password.into(), server_address: registry, ..Auth::default() };
+    (!is_anonymous).then_some(auth)
+}
+
 #[tonic::async_trait]
 impl Service for OwnImages {
     type PullStream = Events;
@@ -130,11 +137,7 @@ impl Service for OwnImages {
         let request = request.into_inner();
         let reference = own::reference("reference", request.reference)?;
         Span::current().record("image", &reference);
-        let auth = (!request.username.is_empty()).then(|| Auth {
-            username: request.username,
-            password: request.password.into(),
-            ..Auth::default()
-        });
+        let auth = auth(request.username, request.password, String::new());
         // The progress is known once the reference was read, which is before anybody is asked.
         let (seen, watched) = tokio::sync::oneshot::channel();
         let images = self.images.clone();
@@ -239,13 +242,19 @@ impl Service for OwnImages {
         &self,
         request: Request<wire::RepairRequest>,
     ) -> Result<Response<Self::RepairStream>, Status> {
-        let wire::RepairRequest { id, content } = request.into_inner();
-        let id = own::reference("id", id)?;
+        let request = request.into_inner();
+        let (id, content) = (own::reference("id", request.id)?, request.content);
         Span::current().record("image", &id);
+        if !request.username.is_empty() && request.registry.is_empty() {
+            // The image's record says who is asked, and whoever sends this need not know it.
+            return Err(Error::invalid("registry", "is empty: a password is for one registry").into());
+        }
+        let auth = auth(request.username, request.password, request.registry);
         let progress = Arc::new(Progress::new(id.clone()));
         let (images, watched) = (self.images.clone(), progress.clone());
-        let work =
-            Box::pin(async move { images.repair(&id, content, watched).await.map(|image| vec![image]) });
+        let work = Box::pin(async move {
+            images.repair(&id, content, auth.as_ref(), watched).await.map(|image| vec![image])
+        });
         Ok(Response::new(events(progress, work)))
     }
 }

@@ -64,4 +64,11 @@ pub(crate) mod own {
             write!(f, "PullRequest({})", self.reference)
         }
     }
+
+    /// Never shows what it holds.
+    impl std::fmt::Debug for RepairRequest {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "RepairRequest({})", self.id)
+        }
+    }
 }

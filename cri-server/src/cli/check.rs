@@ -8,23 +8,40 @@ use std::path::Path;
 use clap::Args;
 
 use super::connect::{self, Connected};
-use super::image::{Bars, ENDED, show, told};
+use super::image::{Bars, Credentials, ENDED, show, told};
 use crate::api::own::{CheckRequest, Checked, Finding, RepairRequest};
 use crate::config::Config;
 
 /// What to do with what is found.
 #[derive(Debug, Args)]
 pub(crate) struct Check {
-    /// Pull damaged images again, without credentials; what was there stays until what replaces it is whole
+    /// Pull damaged images again; what was there stays until what replaces it is whole
     #[arg(long)]
     repair: bool,
     /// Read every file, too, and compare each layer with its digest: finds a bit that flipped, and takes as long as the disk
     #[arg(long)]
     content: bool,
+    /// The one registry (host or host:port) that user name and password are for; others are asked without
+    #[arg(long, value_name = "HOST", requires = "repair", requires = "username")]
+    registry: Option<String>,
+    #[command(flatten)]
+    credentials: Credentials,
 }
 
 pub(super) fn run(check: &Check, option: Option<&Path>) -> Result<(), Box<dyn Error>> {
     let config = Config::load(option)?;
+    let (username, password) = check.credentials.read()?;
+    let registry = check.registry.clone().unwrap_or_default();
+    if registry.is_empty() && !username.is_empty() {
+        return Err("--username needs --registry: damaged images may be of several".into());
+    }
+    let request = |id: &String| RepairRequest {
+        id: id.clone(),
+        content: check.content,
+        username: username.clone(),
+        password: password.clone(),
+        registry: registry.clone(),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let mut connected = connect::connect(&config).await?;
@@ -32,7 +49,7 @@ pub(super) fn run(check: &Check, option: Option<&Path>) -> Result<(), Box<dyn Er
         std::io::stderr().write_all(lines(&unknown).as_bytes())?;
         std::io::stdout().write_all(lines(&findings).as_bytes())?;
         if check.repair && !findings.is_empty() {
-            repair(&mut connected, &findings, check.content).await?;
+            repair(&mut connected, &findings, request).await?;
             findings = find(&mut connected, check.content).await?.findings;
             if !findings.is_empty() {
                 std::io::stdout().write_all(format!("still:\n{}", lines(&findings)).as_bytes())?;
@@ -67,13 +84,12 @@ async fn find(connected: &mut Connected, content: bool) -> Result<Checked, Box<d
 async fn repair(
     connected: &mut Connected,
     findings: &[Finding],
-    content: bool,
+    request: impl Fn(&String) -> RepairRequest,
 ) -> Result<(), Box<dyn Error>> {
     let mut ids: Vec<&String> = findings.iter().map(|one| &one.image).filter(|id| !id.is_empty()).collect();
     ids.dedup();
     for id in ids {
-        let request = RepairRequest { id: id.clone(), content };
-        let events = connected.images.repair(request).await.map_err(told)?;
+        let events = connected.images.repair(request(id)).await.map_err(told)?;
         if let Err(error) = show(events.into_inner()).await {
             eprintln!("cove: {id}: {error}");
         }

@@ -53,12 +53,31 @@ pub(crate) enum Action {
 pub(crate) struct Pull {
     /// registry/name:tag or registry/name@digest
     image: String,
+    #[command(flatten)]
+    credentials: Credentials,
+}
+
+/// As whom a registry is asked.
+#[derive(Debug, Args)]
+pub(super) struct Credentials {
     /// Who asks the registry
     #[arg(long, requires = "password_stdin")]
     username: Option<String>,
     /// Read the password from standard input
     #[arg(long, requires = "username")]
     password_stdin: bool,
+}
+
+impl Credentials {
+    /// User name and password; both are empty if nobody is named.
+    pub(super) fn read(&self) -> std::io::Result<(String, String)> {
+        let mut password = String::new();
+        if self.password_stdin {
+            std::io::stdin().lock().read_line(&mut password)?;
+        }
+        password.truncate(password.trim_end_matches(['\r', '\n']).len());
+        Ok((self.username.clone().unwrap_or_default(), password))
+    }
 }
 
 /// What is exported, and where to.
@@ -98,15 +117,8 @@ pub(super) fn told(status: Status) -> Box<dyn Error> {
 }
 
 async fn pull_one(connected: &mut Connected, pull: &Pull) -> Result<(), Box<dyn Error>> {
-    let mut password = String::new();
-    if pull.password_stdin {
-        std::io::stdin().lock().read_line(&mut password)?;
-    }
-    let request = PullRequest {
-        reference: pull.image.clone(),
-        username: pull.username.clone().unwrap_or_default(),
-        password: password.trim_end_matches(['\r', '\n']).to_owned(),
-    };
+    let (username, password) = pull.credentials.read()?;
+    let request = PullRequest { reference: pull.image.clone(), username, password };
     let events = connected.images.pull(request).await.map_err(told)?.into_inner();
     show(events).await
 }

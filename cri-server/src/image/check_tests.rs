@@ -58,7 +58,7 @@ async fn quick(store: &TestStore) -> Vec<Finding> {
 }
 
 async fn repair(store: &TestStore, id: &str) -> Result<Arc<Image>, ImageError> {
-    store.images.repair(id, false, Arc::new(Progress::new(id.to_owned()))).await
+    store.images.repair(id, false, None, Arc::new(Progress::new(id.to_owned()))).await
 }
 
 fn is_whole(image: &Image) {
@@ -163,7 +163,7 @@ async fn damaged_content_is_found_and_mended() {
         );
 
         let progress = Arc::new(Progress::new(id.clone()));
-        is_whole(&store.images.repair(&id, true, progress).await.unwrap());
+        is_whole(&store.images.repair(&id, true, None, progress).await.unwrap());
         assert_eq!(check(&store, true).await, Checked::default(), "{what}: mended");
     }
 }

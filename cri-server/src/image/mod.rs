@@ -414,12 +414,13 @@ impl Images {
         layer::on_thread("check", look).await
     }
 
-    /// Mends a damaged image by pulling it again, without credentials: by the digest that it was pulled by, else by its tag.
-    /// `content`: its files are read to find out which layers are damaged.
+    /// Mends a damaged image by pulling it again: by the digest that it was pulled by, else by its tag. `content`: its files
+    /// are read to find out which layers are damaged.
     pub async fn repair(
         &self,
         id: &str,
         content: bool,
+        auth: Option<&Auth>,
         progress: Arc<Progress>,
     ) -> Result<Arc<Image>, ImageError> {
         let not_found = || ImageError::NotFound { reference: id.to_owned() };
@@ -438,7 +439,7 @@ impl Images {
             return Err(ImageError::Damaged { image: id.to_owned(), reason });
         };
         let reference = name?;
-        let credentials = auth::Credentials::new(None, &reference)?;
+        let credentials = auth::Credentials::new(auth, &reference)?;
         let hosts = {
             let (shared, reference) = (self.shared.clone(), reference.clone());
             blocking::run(move || hosts::of(&shared.hosts_dirs, &reference, &shared.manner.transport)).await?

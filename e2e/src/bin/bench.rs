@@ -1,10 +1,10 @@
 //! Figures of Cove beside containerd with runc, driven by the same client in the same run. Ratios are what counts:
 //! machines differ.
 //!
-//! `bench [--quick] [--rounds N] [--standing N] [--parallel N] [--steps] [--beside DIRECTORY] [--json FILE]`. Rounds of
+//! `bench [--quick] [--rounds N] [--pulls N] [--standing N] [--parallel N] [--steps] [--beside DIRECTORY] [--json FILE]`. Rounds of
 //! both take turns, so that a busy moment hits both. `--standing`: pods that stand meanwhile. `--parallel`: pods that a
 //! round starts at once. `--steps` prints what each step of Cove's took, p50. `--beside`: another build of Cove takes the
-//! place of containerd, to see what a change brings.
+//! place of containerd, to see what a change brings. `--rounds 0` measures pulls alone, `--pulls 0` none.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::large_futures,
@@ -23,7 +23,7 @@ use cove_e2e::image;
 use cove_e2e::peer::Peer;
 use cove_e2e::registry::Registry;
 use cove_e2e::sysctl::Saved;
-use cove_e2e::{Outcome, pod};
+use cove_e2e::{Outcome, bulk, pod};
 use k8s_cri::v1::*;
 use serde_json::{Value, json};
 
@@ -56,6 +56,7 @@ struct Side {
     times: BTreeMap<&'static str, Vec<Duration>>,
     steps: BTreeMap<String, Vec<Duration>>,
     weights: Vec<Weight>,
+    pulls: Vec<bulk::Cost>,
 }
 
 /// A pod that has said something.
@@ -88,14 +89,11 @@ async fn run() -> Outcome {
             .and_then(|place| arguments.get(place + 1))
             .cloned()
     };
-    let rounds = match value("--rounds") {
-        Some(rounds) => rounds.parse()?,
-        None if arguments.iter().any(|argument| argument == "--quick") => 200,
-        None => 1000,
-    };
+    let is_quick = arguments.iter().any(|argument| argument == "--quick");
     let number = |name: &str, default| value(name).map_or(Ok(default), |text| text.parse());
     let plan = Plan {
-        rounds,
+        rounds: number("--rounds", if is_quick { 200 } else { 1000 })?,
+        pulls: number("--pulls", if is_quick { 3 } else { 7 })?,
         standing: number("--standing", 0)?,
         parallel: number("--parallel", 1)?,
         steps: arguments.iter().any(|argument| argument == "--steps"),
@@ -117,7 +115,8 @@ async fn run() -> Outcome {
             "kernel": fs::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
             "cpus": std::thread::available_parallelism()?.get(),
             "load": fs::read_to_string("/proc/loadavg")?.trim(),
-            "rounds": rounds,
+            "rounds": plan.rounds,
+            "pulls": plan.pulls,
         });
         fs::write(file, serde_json::to_vec_pretty(&json!({"machine": machine, "rows": rows}))?)?;
     }
@@ -127,6 +126,7 @@ async fn run() -> Outcome {
 /// What is measured.
 struct Plan {
     rounds: usize,
+    pulls: usize,
     standing: usize,
     parallel: usize,
     steps: bool,
@@ -197,9 +197,18 @@ async fn measure(directory: &Path, plan: &Plan) -> Outcome<Vec<Value>> {
                 side.round(directory, &reference, round, plan.parallel).await?;
             }
         }
-        if plan.standing == 0 {
+        if plan.standing == 0 && plan.rounds > 0 {
             for side in &mut sides {
                 side.weigh(directory, &reference).await?;
+            }
+        }
+        if plan.pulls > 0 {
+            let large = registry.push("bench/large", "1", &bulk::image()?)?;
+            let roots = ["bench", "other"].map(|instance| directory.join(instance).join("root/images"));
+            for _ in 0..plan.pulls {
+                for side in &mut sides {
+                    side.pulls.push(bulk::pull(&mut side.cri, side.daemon, &large, &roots).await?);
+                }
             }
         }
         if plan.steps {
@@ -232,7 +241,8 @@ impl Weight {
 
 impl Side {
     fn new(name: &'static str, cri: Cri, daemon: u32) -> Self {
-        Self { name, cri, daemon, times: BTreeMap::new(), steps: BTreeMap::new(), weights: Vec::new() }
+        let (times, steps) = (BTreeMap::new(), BTreeMap::new());
+        Self { name, cri, daemon, times, steps, weights: Vec::new(), pulls: Vec::new() }
     }
 
     async fn pull(&mut self, reference: &str) -> Outcome {
@@ -437,6 +447,15 @@ fn percentile(times: &[Duration], part: usize) -> f64 {
 fn rows(sides: &[Side; 2]) -> Vec<Value> {
     let row = |name: String, unit: &str, figure: &dyn Fn(&Side) -> f64| json!({"name": name, "unit": unit, "cove": figure(&sides[0]), sides[1].name: figure(&sides[1])});
     let mut rows = Vec::new();
+    if sides.iter().all(|side| !side.pulls.is_empty()) {
+        let times = |side: &Side| side.pulls.iter().map(|pull| pull.time).collect::<Vec<_>>();
+        rows.push(row("pull_230mb_9_layers_s".into(), "s", &|side| percentile(&times(side), 50) / 1000.0));
+        let highest = |side: &Side| side.pulls.iter().map(|pull| pull.memory).fold(0.0, f64::max);
+        rows.push(row("pull_peak_memory_mb".into(), "MB", &highest));
+    }
+    if sides.iter().all(|side| side.times.is_empty()) {
+        return rows;
+    }
     for name in TIMED {
         for part in [50, 95] {
             let figure = |side: &Side| percentile(side.times.get(name).map_or(&[], Vec::as_slice), part);
