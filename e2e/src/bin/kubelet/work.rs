@@ -138,7 +138,8 @@ fn restarts_always_and_backs_off(ground: &Ground) -> Outcome<Trial> {
         // The first restart comes at once, the second after the ten seconds that a kubelet begins with. A runtime that told a
         // wrong end would change that. CrashLoopBackOff itself can be seen for some milliseconds only: a kubelet of 1.37
         // looks at such a pod again when the time is over.
-        ensure!(second - first < 9 && (9..60).contains(&(third - second)), "{starts:?}");
+        let (at_once, backed_off) = (second - first, third - second);
+        ensure!(at_once < backed_off && (9..60).contains(&backed_off), "{starts:?}");
         let pod = ground.seen("always", "to be restarted twice", |pod| {
             (restarts(pod, "main") >= 2).then(|| pod.clone())
         })?;
