@@ -5,7 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use cove_e2e::{Outcome, spdy, wait};
+use cove_e2e::{Outcome, process, spdy, wait};
 use k8s_cri::v1::*;
 use tokio::io::AsyncReadExt;
 
@@ -55,20 +55,36 @@ fn ends_with(log: &str, text: &[u8]) -> Outcome {
     })
 }
 
+/// How many descriptors the daemon has open, whenever it is asked.
+fn descriptors(world: &World) -> Outcome<impl Fn() -> Outcome<usize> + use<>> {
+    let pid = world.daemon.as_ref().ok_or("needs a daemon of its own")?.pid();
+    Ok(move || process::descriptors(pid))
+}
+
+/// Waits until a client is attached: the daemon has more open than before and for its connections, so what the shim writes
+/// to is there.
+fn attached(count: &impl Fn() -> Outcome<usize>, before: usize, connections: usize) -> Outcome {
+    wait::until("the client to be attached", crate::world::SOON, || {
+        Ok((count()? > before + connections).then_some(()))
+    })
+}
+
 async fn an_attached_client_that_lags_is_told_so(world: &mut World) -> Outcome {
     let config = world.pod("lags");
     let id = world.run_pod(&config).await?;
     let alone = world.launch(&id, &config, &writer(world, "alone")).await?;
     let alone = go(world, &alone).await?;
     let container = world.launch(&id, &config, &writer(world, "lags")).await?;
+    let count = descriptors(world)?;
+    let before = count()?;
     let mut child = crictl(world)?
         .command(&["attach", &container])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
-    // It is attached, and nobody reads what it prints.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // It has one for calls, and one for what nobody reads.
+    attached(&count, before, 2)?;
     let took = go(world, &container).await?;
     eprintln!("{LINES} lines: {alone:?} alone, {took:?} with a client that does not read");
     ensure!(took < 2 * alone + Duration::from_secs(2), "{took:?} instead of {alone:?}");
@@ -92,17 +108,14 @@ async fn an_attached_client_that_never_reads_is_sent_away(world: &mut World) -> 
     let config = world.pod("never");
     let id = world.run_pod(&config).await?;
     let container = world.launch(&id, &config, &writer(world, "never")).await?;
-    let pid = world.daemon.as_ref().ok_or("needs a daemon of its own")?.pid();
-    let count = move || -> Outcome<usize> { Ok(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count()) };
+    let count = descriptors(world)?;
     let before = count()?;
     let request = AttachRequest { container_id: container.clone(), stdout: true, ..Default::default() };
     let url = world.cri.runtime.attach(request).await?.into_inner().url;
     let (mut spdy, _reader) = spdy::connect(&url, "v4.channel.k8s.io").await?;
     spdy.open(&[("streamtype", "error")]).await?;
     spdy.open(&[("streamtype", "stdout")]).await?;
-    wait::until("the client to be attached", crate::world::SOON, || {
-        Ok((count()? > before + 1).then_some(()))
-    })?;
+    attached(&count, before, 1)?;
     go(world, &container).await?;
     let limit = Duration::from_secs(30);
     wait::until("the client to be sent away", limit, || Ok((count()? <= before).then_some(())))?;
@@ -117,6 +130,8 @@ async fn a_terminal_that_lags_goes_on(world: &mut World) -> Outcome {
     shell.command[2] = shell.command[2]
         .replace("echo done;", "echo done; until test -e /tmp/more; do sleep 0.1; done; echo more;");
     let container = world.launch(&id, &config, &shell).await?;
+    let count = descriptors(world)?;
+    let before = count()?;
     let request =
         AttachRequest { container_id: container.clone(), stdout: true, tty: true, ..Default::default() };
     let url = world.cri.runtime.attach(request).await?.into_inner().url;
@@ -124,7 +139,7 @@ async fn a_terminal_that_lags_goes_on(world: &mut World) -> Outcome {
     client.open(&[("streamtype", "error")]).await?;
     client.open(&[("streamtype", "stdout")]).await?;
     client.open(&[("streamtype", "resize")]).await?;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    attached(&count, before, 1)?;
     world.exec(&container, &["touch", "/tmp/go"]).await?;
     let log = world.status(&container).await?.log_path;
     ends_with(&log, b" stdout F done\n")?;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::Outcome;
+use crate::cache::cached;
 
 /// How a daemon under test finds CNI.
 #[derive(Debug, Clone)]
@@ -23,11 +24,7 @@ pub struct Cni {
 
 /// The directory of the real plugins.
 pub fn plugins() -> PathBuf {
-    let cache = std::env::var_os("COVE_CACHE").map_or_else(
-        || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache/cove"),
-        PathBuf::from,
-    );
-    cache.join("bin/cni")
+    cached("bin/cni")
 }
 
 /// Addresses by `host-local`, which keeps its leases in `leases`.

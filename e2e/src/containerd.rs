@@ -5,11 +5,53 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::cache::cached;
 use crate::client::{self, Cri};
 use crate::{Outcome, wait};
 
 /// How long it may take to answer for the first time.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// A containerd that ends with this value.
+#[derive(Debug)]
+pub(crate) struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Process {
+    /// Starts it from `programs` with this configuration. That and its log are written below `directory`.
+    pub(crate) fn start(programs: &Path, directory: &Path, configuration: &str) -> Outcome<Self> {
+        let config = directory.join("config.toml");
+        fs::write(&config, configuration)?;
+        let log = fs::File::create(directory.join("log"))?;
+        let path = std::env::join_paths(
+            std::iter::once(programs.to_owned())
+                .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
+        )?;
+        let child = Command::new(programs.join("containerd"))
+            .arg("--config")
+            .arg(&config)
+            .env("PATH", path)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .map_err(|error| {
+                format!("{}: {error} (hack/deps builds it)", programs.join("containerd").display())
+            })?;
+        Ok(Self(child))
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
 
 /// A running containerd, which ends with this value.
 #[derive(Debug)]
@@ -17,25 +59,14 @@ pub struct Containerd {
     /// Its socket: its own API and the CRI.
     pub socket: PathBuf,
     directory: PathBuf,
-    programs: PathBuf,
-    child: Child,
-}
-
-impl Drop for Containerd {
-    fn drop(&mut self) {
-        // Both fail only when it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+    _process: Process,
 }
 
 impl Containerd {
     /// Starts it below `directory`; `pinned` is the reference of an image that its CRI pins.
     pub fn start(directory: &Path, pinned: &str) -> Outcome<Self> {
-        let programs = programs();
         fs::create_dir_all(directory)?;
         let socket = directory.join("containerd.sock");
-        let config = directory.join("config.toml");
         // Without NRI, whose socket has one place on a machine.
         let text = format!(
             "version = 3\nroot = {root:?}\nstate = {state:?}\n\
@@ -46,19 +77,8 @@ impl Containerd {
             state = directory.join("state"),
             none = directory.join("none"),
         );
-        fs::write(&config, text)?;
-        let log = fs::File::create(directory.join("log"))?;
-        let child = Command::new(programs.join("containerd"))
-            .arg("--config")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .map_err(|error| {
-                format!("{}: {error} (hack/deps builds it)", programs.join("containerd").display())
-            })?;
-        Ok(Self { socket, directory: directory.to_owned(), programs, child })
+        let process = Process::start(&cached("bin"), directory, &text)?;
+        Ok(Self { socket, directory: directory.to_owned(), _process: process })
     }
 
     /// Waits until its CRI answers, and connects.
@@ -74,7 +94,7 @@ impl Containerd {
 
     /// What its own client says of a command in a namespace.
     pub fn ctr(&self, namespace: &str, words: &[&str]) -> Outcome<String> {
-        let output = Command::new(self.programs.join("ctr"))
+        let output = Command::new(cached("bin/ctr"))
             .arg("--address")
             .arg(&self.socket)
             .args(["--namespace", namespace])
@@ -85,13 +105,4 @@ impl Containerd {
         }
         Ok(String::from_utf8(output.stdout)?)
     }
-}
-
-/// Where hack/deps puts programs.
-fn programs() -> PathBuf {
-    let cache = std::env::var_os("COVE_CACHE").map_or_else(
-        || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache/cove"),
-        PathBuf::from,
-    );
-    cache.join("bin")
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::Outcome;
+use crate::cache::cached;
 
 /// crictl against one endpoint.
 #[derive(Debug, Clone)]
@@ -15,11 +16,7 @@ pub struct Crictl {
 impl Crictl {
     /// crictl as `hack/deps` built it, for the socket at `socket`.
     pub fn new(socket: &Path) -> Self {
-        let cache = std::env::var_os("COVE_CACHE").map_or_else(
-            || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache/cove"),
-            PathBuf::from,
-        );
-        Self { program: cache.join("bin/crictl"), endpoint: format!("unix://{}", socket.display()) }
+        Self { program: cached("bin/crictl"), endpoint: format!("unix://{}", socket.display()) }
     }
 
     /// The command line as a person would type it.

@@ -13,16 +13,7 @@ pub use images::{MIRRORED, push};
 pub use report::{Counts, Spec, State};
 
 use crate::Outcome;
-
-/// What is built once into the cache by hack/deps and hack/conformance-programs.
-pub fn cached(path: &str) -> PathBuf {
-    std::env::var_os("COVE_CACHE")
-        .map_or_else(
-            || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache/cove"),
-            PathBuf::from,
-        )
-        .join(path)
-}
+use crate::cache::cached;
 
 /// One run.
 #[derive(Debug)]

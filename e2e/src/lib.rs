@@ -7,6 +7,7 @@ pub mod archive;
 pub mod attacker;
 pub mod audit;
 pub mod bulk;
+pub mod cache;
 pub mod certificate;
 pub mod cgroup;
 pub mod client;

@@ -4,10 +4,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use crate::client::{self, Cri};
+use crate::containerd::Process;
 use crate::{Outcome, wait};
 
 /// How long containerd may take to answer for the first time, and to end.
@@ -20,20 +21,8 @@ const BRIDGE: &str = "covepeer0";
 pub struct Peer {
     /// Its CRI socket.
     pub socket: PathBuf,
-    child: Process,
+    process: Process,
     directory: PathBuf,
-}
-
-/// A process that ends with this value.
-#[derive(Debug)]
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Both fail only when it has ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 impl Peer {
@@ -48,7 +37,6 @@ impl Peer {
         ]});
         fs::write(networks.join("10-peer.conflist"), conflist.to_string())?;
         let socket = directory.join("containerd.sock");
-        let config = directory.join("config.toml");
         let text = format!(
             "version = 3\nroot = {root:?}\nstate = {state:?}\n[grpc]\naddress = {socket:?}\n\
              [plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = {pause:?}\n\
@@ -58,29 +46,13 @@ impl Peer {
             state = directory.join("state"),
             bin = programs.join("cni"),
         );
-        fs::write(&config, text)?;
-        let log = fs::File::create(directory.join("log"))?;
-        let path = std::env::join_paths(
-            std::iter::once(programs.to_owned())
-                .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
-        )?;
-        let child = Command::new(programs.join("containerd"))
-            .arg("--config")
-            .arg(&config)
-            .env("PATH", path)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .map_err(|error| {
-                format!("{}: {error} (hack/deps builds it)", programs.join("containerd").display())
-            })?;
-        Ok(Self { socket, child: Process(child), directory: directory.to_owned() })
+        let process = Process::start(programs, directory, &text)?;
+        Ok(Self { socket, process, directory: directory.to_owned() })
     }
 
     /// Its pid.
     pub fn pid(&self) -> u32 {
-        self.child.0.id()
+        self.process.pid()
     }
 
     /// Waits until it answers, and connects.
@@ -104,7 +76,7 @@ impl Peer {
 
     /// Ends it, and takes away what it leaves: its bridge and its empty cgroups.
     pub fn end(self) -> Outcome {
-        drop(self.child);
+        drop(self.process);
         if Path::new("/sys/class/net").join(BRIDGE).exists() {
             Command::new("ip").args(["link", "delete", BRIDGE]).status()?;
         }

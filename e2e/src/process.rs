@@ -19,6 +19,20 @@ pub fn lives(pid: i32) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, fields)| !fields.starts_with(['Z', 'X']))
 }
 
+/// CPU seconds of a process and of its children that ended (proc_pid_stat(5), fields 14 to 17).
+pub fn cpu_seconds(pid: u32) -> Outcome<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields = stat.rsplit_once(')').ok_or("a stat without a name")?.1;
+    let ticks: Result<Vec<f64>, _> =
+        fields.split_ascii_whitespace().skip(11).take(4).map(str::parse).collect();
+    Ok(ticks?.iter().sum::<f64>() / f64::from(u32::try_from(rustix::param::clock_ticks_per_second())?))
+}
+
+/// How many descriptors a process has open.
+pub fn descriptors(pid: u32) -> Outcome<usize> {
+    Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+}
+
 /// The shim of a sandbox, by its argument.
 pub fn shim(sandbox: &str) -> Outcome<i32> {
     for entry in fs::read_dir("/proc")? {

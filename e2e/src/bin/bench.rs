@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use cove_e2e::cache::cached;
 use cove_e2e::client::Cri;
 use cove_e2e::daemon::{self, Daemon, Place};
 use cove_e2e::image;
@@ -179,7 +180,7 @@ async fn measure(directory: &Path, plan: &Plan) -> Outcome<Vec<Value>> {
             Other::Cove(place(directory, "other", "10.217.0.0/16", programs.canonicalize()?).start()?)
         }
         None => {
-            let programs = cache().join("bin");
+            let programs = cached("bin");
             Other::Containerd(Peer::start(&directory.join("containerd"), &programs, &pause, "10.217.0.0/16")?)
         }
     };
@@ -223,13 +224,6 @@ async fn measure(directory: &Path, plan: &Plan) -> Outcome<Vec<Value>> {
     cove.stop()?;
     other.end()?;
     outcome
-}
-
-fn cache() -> PathBuf {
-    std::env::var_os("COVE_CACHE").map_or_else(
-        || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache/cove"),
-        PathBuf::from,
-    )
 }
 
 impl Weight {

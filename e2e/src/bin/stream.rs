@@ -10,10 +10,11 @@
 
 use std::fs;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+use cove_e2e::cache::cached;
 use cove_e2e::client::Cri;
 use cove_e2e::crictl::Crictl;
 use cove_e2e::daemon::{self, Place};
@@ -92,7 +93,7 @@ async fn measure(directory: &Path, mib: u64) -> Outcome {
     let make = format!("head -c {} /dev/urandom >{}", mib << 20, file.display());
     shell(&make).await?;
     let sum = shell(&format!("sha256sum <{}", file.display())).await?;
-    let programs = cache().join("bin");
+    let programs = cached("bin");
     let peer = Peer::start(&directory.join("containerd"), &programs, &pause, "10.219.0.0/16")?;
     let place = Place {
         instance: "strm".into(),
@@ -274,11 +275,4 @@ impl Side {
         runtime.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: self.pod }).await?;
         Ok(())
     }
-}
-
-fn cache() -> PathBuf {
-    std::env::var_os("COVE_CACHE").map_or_else(
-        || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache/cove"),
-        PathBuf::from,
-    )
 }

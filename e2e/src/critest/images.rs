@@ -4,8 +4,8 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::cached;
 use crate::Outcome;
+use crate::cache::cached;
 use crate::image::{self, Image, Layer};
 use crate::registry::Registry;
 

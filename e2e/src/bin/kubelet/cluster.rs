@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use cove_e2e::cache::cached;
 use cove_e2e::certificate::openssl;
-use cove_e2e::critest::cached;
 use cove_e2e::{Outcome, wait};
 use serde_json::{Value, json};
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use cove_e2e::Outcome;
+use cove_e2e::{Outcome, process};
 use serde_json::{Value, json};
 
 use crate::ground::{Ground, IDLE, LIMIT};
@@ -104,11 +104,11 @@ fn probed(ground: &Ground, kubelet: &Kubelet, runtime: &Runtime) -> Outcome {
     for place in 0..PROBED {
         ground.ready(&format!("probed-{place}"))?;
     }
-    let before = (cpu(kubelet.pid())?, of_runtime(ground, runtime)?);
+    let before = (process::cpu_seconds(kubelet.pid())?, of_runtime(ground, runtime)?);
     let calls = crate::figures::calls(ground, "exec_sync")?;
     std::thread::sleep(PROBED_FOR);
     let calls = crate::figures::calls(ground, "exec_sync")? - calls;
-    let after = (cpu(kubelet.pid())?, of_runtime(ground, runtime)?);
+    let after = (process::cpu_seconds(kubelet.pid())?, of_runtime(ground, runtime)?);
     let seconds = PROBED_FOR.as_secs();
     println!(
         "{PROBED} pods probed each second for {seconds} s: {calls} probes, CPU seconds: kubelet {:.1}, runtime with its helpers {:.1}",
@@ -125,25 +125,16 @@ fn millis(time: Duration) -> u128 {
     time.as_millis()
 }
 
-/// CPU seconds of a process and of its children that ended (proc_pid_stat(5), fields 14 to 17).
-fn cpu(pid: u32) -> Outcome<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields = stat.rsplit_once(')').ok_or("a stat without a name")?.1;
-    let ticks: Result<Vec<f64>, _> =
-        fields.split_ascii_whitespace().skip(11).take(4).map(str::parse).collect();
-    Ok(ticks?.iter().sum::<f64>() / f64::from(u32::try_from(rustix::param::clock_ticks_per_second())?))
-}
-
-/// The same of the runtime's daemon and its helpers, which carry the id of their sandbox in their arguments.
+/// CPU seconds of the runtime's daemon and its helpers, which carry the id of their sandbox in their arguments.
 fn of_runtime(ground: &Ground, runtime: &Runtime) -> Outcome<f64> {
     let pods = ground.cri(async |mut cri| Ok(cri.pods().await?))?;
-    let mut sum = cpu(runtime.pid())?;
+    let mut sum = process::cpu_seconds(runtime.pid())?;
     for entry in fs::read_dir("/proc")?.flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         if line.split(|byte| *byte == 0).any(|word| pods.iter().any(|pod| pod.as_bytes() == word)) {
             // A short-lived one may end in between; it counts with its parent then.
-            sum += cpu(pid).unwrap_or_default();
+            sum += process::cpu_seconds(pid).unwrap_or_default();
         }
     }
     Ok(sum)

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use cove_e2e::critest::cached;
+use cove_e2e::cache::cached;
 use cove_e2e::daemon::{self, Daemon, Place};
 use cove_e2e::image;
 use cove_e2e::kubelet::Kubelet as Cri;
