@@ -19,13 +19,10 @@ use super::layer::{errno, limit_key, record};
 use super::lease::Pins;
 use super::links::Links;
 use super::manifest::Descriptor;
-use super::plan::{self, DOCKER, Documents, INDEX, Plan, PlannedLayer, shown};
+use super::plan::{self, BLOBS, DOCKER, Documents, INDEX, Plan, PlannedLayer, named_by, shown};
 use super::progress::{LayerProgress, LayerState, Progress};
 use super::stage::{Stage, StagedLayer};
 use super::store::Store;
-
-/// Below this directory members are named by their digests.
-const BLOBS: &str = "blobs/";
 
 /// What a member is.
 #[derive(Debug)]
@@ -386,7 +383,7 @@ fn by_name(name: &str) -> Option<Digest> {
 
 /// The layer in the store that was unpacked from the blob of this name.
 fn by_blob(store: &Store, name: &str) -> Option<Digest> {
-    let digest: Digest = name.strip_prefix(BLOBS)?.replacen('/', ":", 1).parse().ok()?;
+    let digest = named_by(name)?;
     let index = store.index();
     let found = index.layers.iter().find(|(_, layer)| layer.blob.as_ref() == Some(&digest));
     found.map(|(diff_id, _)| diff_id.clone())

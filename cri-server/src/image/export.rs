@@ -14,15 +14,13 @@ use serde_json::{Value, json};
 
 use super::lease::{self, Guard};
 use super::manifest::{self, OCI_INDEX, OCI_MANIFEST};
-use super::plan::{DOCKER, INDEX, member};
+use super::plan::{DOCKER, INDEX, LAYOUT, member};
 use super::progress::{LayerProgress, LayerState, Progress};
 use super::record::{self, Headers, LayerRecord};
 use super::reference::{self, Reference};
 use super::store::Store;
 use super::{Image, ImageError, sha256, tar};
 
-/// The file that makes a directory an image layout (image-layout.md of the image specification).
-const LAYOUT: (&str, &[u8]) = ("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
 /// Media types of the image specification (media-types.md).
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 /// See [`CONFIG_TYPE`].
@@ -51,7 +49,7 @@ pub(super) fn export(
     archive.document(DOCKER, &docker(&images))?;
     for image in &images {
         archive.member(&member(&sha256(&image.manifest)), &image.manifest)?;
-        archive.member(&member(&image.id), &config(store, &image.id)?)?;
+        archive.member(&member(&image.id), &image.config)?;
     }
     for (image, layer) in layers {
         archive.layer(store, image, layer)?;
@@ -100,6 +98,7 @@ struct Exported<'a> {
     id: Digest,
     tags: &'a [String],
     layers: Vec<Layer>,
+    config: Vec<u8>,
     manifest: Vec<u8>,
 }
 
@@ -127,13 +126,14 @@ impl<'a> Exported<'a> {
                 Ok(Layer { diff_id, size, progress })
             })
             .collect::<Result<Vec<_>, ImageError>>()?;
-        let config = descriptor(CONFIG_TYPE, &id, length(&config(store, &id)?));
+        let config = config(store, &id)?;
         let descriptors: Vec<Value> =
             layers.iter().map(|layer| descriptor(LAYER_TYPE, &layer.diff_id, layer.size)).collect();
         let manifest = bytes_of(&json!({
-            "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": descriptors,
+            "schemaVersion": 2, "mediaType": OCI_MANIFEST,
+            "config": descriptor(CONFIG_TYPE, &id, length(&config)), "layers": descriptors,
         }));
-        Ok(Self { id, tags: &wanted.tags, layers, manifest })
+        Ok(Self { id, tags: &wanted.tags, layers, config, manifest })
     }
 }
 

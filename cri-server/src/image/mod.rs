@@ -78,7 +78,8 @@ use pinned::Pinned;
 pub(crate) use pinned::is_pattern;
 pub(crate) use plan::Documents;
 #[cfg(feature = "containerd")]
-pub(crate) use plan::{DOCKER, INDEX};
+pub(crate) use plan::{DOCKER, named_by};
+pub(crate) use plan::{INDEX, LAYOUT};
 use progress::{Board, LayerProgress};
 pub use progress::{LayerNow, LayerState, Progress};
 use reference::Reference;

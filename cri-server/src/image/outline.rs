@@ -7,10 +7,7 @@ use cove_layer::Digest;
 
 use super::ImageError;
 use super::bounds::Bounds;
-use super::plan::{self, Documents};
-
-/// Below this directory a layout has nothing but what its documents name.
-const BLOBS: &str = "blobs/";
+use super::plan::{self, BLOBS, Documents};
 
 /// The layers that the documents of an archive name. The default is that of an archive of which nothing is known: all of it
 /// is needed.

@@ -10,7 +10,8 @@ use cove_layer::{Compression, Digest};
 use super::ImageError;
 use super::bounds::Bounds;
 use super::manifest::Descriptor;
-pub(super) use oci::member;
+pub(super) use oci::{BLOBS, member};
+pub(crate) use oci::{LAYOUT, named_by};
 
 /// The document of an OCI image layout that names its images.
 pub(crate) const INDEX: &str = "index.json";

@@ -24,7 +24,9 @@ use tonic::{Code, Request, Status};
 
 use super::super::connect::{Channel, MAX_MESSAGE};
 use super::source::{Pieces, Source, Unread};
-use crate::image::{Bounds, DOCKER, Documents, INDEX, ImageError, Outline, tar, whole_name};
+use crate::image::{
+    Bounds, DOCKER, Documents, INDEX, ImageError, LAYOUT, Outline, named_by, tar, whole_name,
+};
 
 /// How long containerd may send nothing.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -32,8 +34,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const NAMESPACE: &str = "containerd-namespace";
 /// By this label and value containerd's CRI marks images that are never collected (KEP-4216's `pinned`).
 const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
-/// What leads from a digest to the member of a layout.
-const BLOBS: &str = "blobs/";
 
 /// A containerd, in one namespace.
 #[derive(Debug)]
@@ -223,7 +223,7 @@ struct Layout {
 
 /// The digest of what a layout has under this name.
 fn digest(member: &str) -> Option<String> {
-    Some(member.strip_prefix(BLOBS)?.replacen('/', ":", 1))
+    named_by(member).map(|digest| digest.to_string())
 }
 
 impl Layout {
@@ -342,8 +342,8 @@ impl Source for Layout {
             let size = self.size(&digest).map_err(|reason| Unread::new(&digest, reason))?;
             layers.push((member, size));
         }
-        let layout = br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec();
-        let mut documents = vec![("oci-layout".to_owned(), layout), (INDEX.to_owned(), self.index.clone())];
+        let (layout, text) = LAYOUT;
+        let mut documents = vec![(layout.to_owned(), text.to_vec()), (INDEX.to_owned(), self.index.clone())];
         documents.extend(self.documents.take());
         for (name, bytes) in documents {
             let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);

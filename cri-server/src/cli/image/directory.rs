@@ -7,10 +7,10 @@ use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
 use super::source::{Pieces, Source, Unread, exactly};
-use crate::image::{Bounds, Documents, ImageError, Outline, tar};
+use crate::image::{Bounds, Documents, INDEX, ImageError, LAYOUT, Outline, tar};
 
 /// The files of a layout beside its blobs, in the order in which they are of use.
-const DOCUMENTS: [&str; 2] = ["oci-layout", "index.json"];
+const DOCUMENTS: [&str; 2] = [LAYOUT.0, INDEX];
 
 /// The directory, and what lay in it when it was opened.
 #[derive(Debug)]

@@ -35,9 +35,19 @@ struct Index {
     manifests: Vec<Named>,
 }
 
+/// The file that makes a directory an image layout (image-layout.md of the image specification).
+pub(crate) const LAYOUT: (&str, &[u8]) = ("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
+/// Below this directory members are named by their digests, and a layout has nothing but what its documents name.
+pub(in crate::image) const BLOBS: &str = "blobs/";
+
 /// The member that a digest names.
 pub(in crate::image) fn member(digest: &Digest) -> String {
-    format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
+    format!("{BLOBS}{}/{}", digest.algorithm().name(), digest.hex())
+}
+
+/// The digest that names a member.
+pub(crate) fn named_by(member: &str) -> Option<Digest> {
+    member.strip_prefix(BLOBS)?.replacen('/', ":", 1).parse().ok()
 }
 
 /// Adds the images that `index` leads to.
